@@ -1,0 +1,44 @@
+"""The last words on a run: a table per silo, where things lie, and how to go on."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cli import failures, words
+from orchestrator.cli.display import Display, JsonLines, Lines
+from orchestrator.cli.run_dirs import JOURNAL
+from orchestrator.cli.run_handle import Outcome
+from orchestrator.cli.tables import print_silos
+from orchestrator.core.events import Event
+from orchestrator.summary import SUMMARY, summarise, write_summary
+
+
+def conclude(run_dir: Path, outcome: Outcome, durable: Iterable[Event], as_json: bool) -> None:
+    """Say how the run ended. Where its directory is on this machine, see that its summary is there."""
+    summary = write_summary(run_dir) if (run_dir / JOURNAL).is_file() else summarise(durable)
+    say: Display = JsonLines() if as_json else Lines()
+    if not as_json and summary["silos"]:
+        print_silos(summary)
+    head, *rest = closing(run_dir, outcome, summary)
+    failures.say(head) if outcome.status == "failed" else say.tell(head)
+    for line in rest:
+        say.tell(line)
+
+
+def closing(run_dir: Path, outcome: Outcome, summary: Mapping[str, Any]) -> list[str]:
+    """The lines below the table."""
+    num, total = len(summary["versions"]), summary["total_rounds"]
+    took = words.duration(summary["ended"] - summary["started"])
+    reason = f": {words.one_line(outcome.reason)}" if outcome.reason else ""
+    lines = [f"{outcome.status}{reason} ({num} of {total} rounds, {took})", *_best(summary)]
+    lines.append(f"summary  {run_dir / SUMMARY}")
+    if outcome.status == "done":
+        return [*lines, "curves   siloray ui"]
+    return [*lines, f"go on    siloray resume {run_dir.name}"]
+
+
+def _best(summary: Mapping[str, Any]) -> list[str]:
+    best = summary["best"]
+    if best is None or best["value"] is None:
+        return []
+    return [f"best     version {best['version']}, {best['metric']} {words.figure(best['value'])}"]

@@ -1,0 +1,110 @@
+"""Following a run from its first event to its end, and what Ctrl-C means meanwhile."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from orchestrator.cli.display import Display, display
+from orchestrator.cli.run_handle import Outcome, Run
+from orchestrator.cli.view import View
+from orchestrator.core.events import EVENT, Event
+
+WAIT_S = 0.25
+"""Longest wait for events: also how soon a signal is noticed."""
+
+PAUSE_S = 0.1
+"""Between two looks at a run of fast rounds: whoever watches must not slow it down."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class LeftAtOnce(Exception):
+    """The second Ctrl-C or SIGTERM."""
+
+
+@dataclass
+class Followed:
+    """What there is to say about a run after it was followed."""
+
+    outcome: Outcome
+    durable: list[Event] = field(default_factory=list)
+    """What a summary is made of, wherever the journal lies."""
+
+
+class Signals:
+    """Ctrl-C and SIGTERM: the first is answered between two events, the second raises `LeftAtOnce` anywhere."""
+
+    def __init__(self, first: Callable[[Display], None]) -> None:
+        self._first: Callable[[Display], None] | None = first
+        self._count = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count > 1:
+            raise LeftAtOnce
+
+    def answer(self, show: Display) -> None:
+        if self._count and self._first is not None:
+            first, self._first = self._first, None
+            first(show)
+
+
+@contextmanager
+def _counting(first: Callable[[Display], None]) -> Iterator[Signals]:
+    """Enter it after Ray has started: Ray sets a handler of its own for SIGTERM."""
+    signals = Signals(first)
+    before = {number: signal.signal(number, signals) for number in _SIGNALS}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow(run: Run, as_json: bool, first_signal: Callable[[Display], None]) -> Followed:
+    """Show the run until it ends; of an older part, before it was last opened, take note only."""
+    view, durable = View(), list[Event]()
+    with _counting(first_signal) as signals, display(view, as_json) as show:
+        for lines, num_old in _batches(run):
+            for index, line in enumerate(lines):
+                event = EVENT.validate_python(line)
+                view.fold(event)
+                durable += [event] if event.durable else []
+                if index >= num_old:
+                    show(line, event, view)
+            signals.answer(show)
+    return Followed(_ended(run), durable)
+
+
+def _ended(run: Run) -> Outcome:
+    outcome = run.outcome()
+    if outcome is None:
+        raise RuntimeError(f"{run.run_id} was left before it ended")
+    return outcome
+
+
+def _batches(run: Run) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """Events as they come, and how many of them are older than the run's last opening."""
+    cursor, first = 0, True
+    while True:
+        ended = run.outcome() is not None  # asked before the last look, so that no event is missed
+        lines, cursor = run.events(cursor, 0.0 if ended else WAIT_S)
+        yield lines, _last_opening(lines) if first else 0
+        first = False
+        if ended and not lines:
+            return
+        if lines and not ended:
+            time.sleep(PAUSE_S)
+
+
+def _last_opening(lines: list[dict[str, Any]]) -> int:
+    opened = [index for index, line in enumerate(lines) if _is(line, "run_opened")]
+    return opened[-1] if opened else 0
+
+
+def _is(line: Mapping[str, Any], type_: str) -> bool:
+    return line.get("type") == type_

@@ -1,0 +1,22 @@
+"""Reading the job document for a command."""
+
+from pathlib import Path
+
+import typer
+
+from orchestrator.job import Job, load_job
+from orchestrator.legality import warnings
+
+
+def read(path: Path) -> Job:
+    """The job, its warnings on standard error; `BadInput` in one line when it is wrong."""
+    job = load_job(path)
+    for warning in warnings(job):
+        typer.echo(f"warning: {warning}", err=True)
+    return job
+
+
+def told(job: Job) -> str:
+    """The job in one line."""
+    rounds = f"{job.rounds.total} {job.rounds.mode} rounds"
+    return f"{job.name}: {len(job.silos)} silos, {rounds}, {job.strategy.name}; valid, digest {job.digest[:12]}"

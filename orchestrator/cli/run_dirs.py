@@ -1,0 +1,96 @@
+"""Run directories on this machine: finding one, and what the command line notes in it."""
+
+import difflib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cli.words import some
+from orchestrator.core.errors import BadInput
+
+JOURNAL = "journal.jsonl"
+COMMAND = "command.json"
+
+_NOTED = {"job_file", "job_digest", "silos_dir", "address", "tracking_uri", "track"}
+
+
+def ids(runs_dir: Path) -> list[str]:
+    """Run ids, the one that was active last at the end."""
+    found = [each for each in runs_dir.iterdir() if _is_run(each)] if runs_dir.is_dir() else []
+    return [each.name for each in sorted(found, key=lambda each: (_active(each), each.name))]
+
+
+def find(runs_dir: Path, text: str) -> Path:
+    """The directory of the run that ``text`` names: its id, the start of its id, or ``last``."""
+    known = ids(runs_dir)
+    if not known:
+        raise BadInput(f"{runs_dir}: no runs here; 'siloray run JOB' makes one, '--runs-dir' looks elsewhere")
+    if text == "last":
+        return runs_dir / known[-1]
+    matches = [text] if text in known else [each for each in known if each.startswith(text) and text]
+    if len(matches) > 1:
+        raise BadInput(f"'{text}' is the start of {len(matches)} runs: {some(sorted(matches))}")
+    if not matches:
+        close = difflib.get_close_matches(text, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "'siloray list' names them"
+        raise BadInput(f"no run '{text}' in {runs_dir}; {hint}")
+    return runs_dir / matches[0]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / JOURNAL).is_file() or (folder / COMMAND).is_file()
+
+
+def _active(folder: Path) -> float:
+    times = [path.stat().st_mtime for name in (JOURNAL, COMMAND) if (path := folder / name).is_file()]
+    return max(times, default=0.0)
+
+
+def note_command(run_dir: Path, command: Mapping[str, Any]) -> None:
+    """Keeps how the run was started, for ``resume``, ``watch`` and ``stop``."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    unfinished = run_dir / f".{COMMAND}.{os.getpid()}"
+    unfinished.write_text(json.dumps(command, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(run_dir / COMMAND)
+
+
+def read_command(run_dir: Path) -> dict[str, Any]:
+    """How the run was started; `BadInput` where that is not known here."""
+    try:
+        command = json.loads((run_dir / COMMAND).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        raise BadInput(f"{run_dir}: how it was started is not on record; run 'siloray run JOB' again") from None
+    if not isinstance(command, dict) or not command.keys() >= _NOTED:
+        raise BadInput(f"{run_dir / COMMAND}: not what siloray wrote")
+    return command
+
+
+def address_of(run_dir: Path, given: str | None) -> str | None:
+    """The Ray address of a run: as given, or as it was started with."""
+    with suppress(BadInput):
+        return given or read_command(run_dir).get("address")
+    return given
+
+
+def has_driver(run_dir: Path) -> bool:
+    """Whether a driver on this machine holds the run's lock.
+
+    Read from the kernel's list: trying the lock, if only for a moment, could turn away a driver that starts.
+    """
+    try:
+        lease = json.loads((run_dir / "lease.json").read_text(encoding="utf-8"))
+        inode = (run_dir / "lock").stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return False
+    mine = lease.get("host") == socket.gethostname()
+    return mine and any(_holds(line.split(), lease.get("pid"), inode) for line in locks)
+
+
+def _holds(lock: list[str], pid: int | None, inode: int) -> bool:
+    """``1: FLOCK ADVISORY WRITE 1234 fe:00:5678 0 EOF``."""
+    return len(lock) > 5 and lock[1] == "FLOCK" and lock[4] == str(pid) and lock[5].split(":")[-1] == str(inode)

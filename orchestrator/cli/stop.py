@@ -1,0 +1,37 @@
+"""``siloray stop``: end a run after the round in hand."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import options, run_dirs
+
+POLL_S = 0.2
+
+
+def stop(
+    run: options.RunName,
+    now: Annotated[bool, typer.Option("--now", help="Give the round in hand up.")] = False,
+    address: options.Address = None,
+    runs_dir: options.RunsDir = options.RUNS_DIR,
+) -> None:
+    """Ask a run to finish its round, keep it, and end. Waits until it has; Ctrl-C leaves sooner."""
+    run_dir = run_dirs.find(runs_dir, run)
+    _stop(run_dir, run_dirs.address_of(run_dir, address), now)
+
+
+def _stop(run_dir: Path, address: str | None, now: bool) -> None:
+    from orchestrator.transport import ray as transport
+
+    try:
+        run = transport.attach(run_dir, address)
+        run.stop(now)
+        typer.echo(f"{run.run_id} stops {'now' if now else 'after its round'}")
+        while (outcome := run.outcome()) is None:
+            time.sleep(POLL_S)
+        go_on = "" if outcome.status == "done" else f"; go on with 'siloray resume {run.run_id}'"
+        typer.echo(f"{run.run_id}: {outcome.status}{go_on}")
+    finally:
+        transport.shutdown()

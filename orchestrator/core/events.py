@@ -1,0 +1,219 @@
+"""What happens in a run. Events marked durable are the journal; the others are for whoever watches.
+
+Everything that people look at (MLflow, summary, plots, console) is made from the journal.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+
+class _Event(BaseModel, frozen=True, extra="forbid"):
+    durable: ClassVar[bool] = True
+    """Whether the event goes into the journal."""
+    seq: int = -1
+    """Line of the journal; set by the store."""
+    time: float = 0.0
+    """Wall clock, seconds since 1970; set by the store."""
+
+
+class Figures(BaseModel, frozen=True):
+    """Metrics of one model version: pooled over silos, and silo by silo."""
+
+    version: int
+    overall: dict[str, float] = {}
+    """Pooled from the silos' sums, as if the test rows lay in one place."""
+    silos: dict[str, dict[str, float]] = {}
+    missing: list[str] = []
+    """Silos of the job whose figure for this version did not come."""
+
+
+class Contributor(BaseModel, frozen=True):
+    """One update that went into a version."""
+
+    silo: str
+    base_version: int
+    staleness: int
+    weight: float
+    """Normalised share of the sum, staleness discount included."""
+    num_examples: int
+    num_steps: int
+    norm: float
+    """Euclidean norm of the packed update."""
+    train: dict[str, float] = {}
+    """Figures over the batches trained on (``loss``)."""
+    seconds: dict[str, float] = {}
+    """By phase at the silo: load, evaluate, train, pack."""
+    bytes_up: int = 0
+
+
+class RunOpened(_Event):
+    type: Literal["run_opened"] = "run_opened"
+    run_id: str
+    name: str
+    job: dict[str, Any]
+    job_digest: str
+    epoch: int
+    versions: dict[str, str]
+    """Python, torch, ray, siloray, numpy."""
+    resumed_from: int | None = None
+    """Version of the checkpoint that the run goes on from; None for a new run."""
+    skipped: list[str] = []
+    """Checkpoints that did not verify, with the reason."""
+
+
+class Rewound(_Event):
+    """The newest checkpoints did not verify: what was said about later versions no longer counts."""
+
+    type: Literal["rewound"] = "rewound"
+    version: int
+    skipped: list[str] = []
+
+
+class SiloJoined(_Event):
+    type: Literal["silo_joined"] = "silo_joined"
+    silo: str
+    incarnation: str
+    fingerprint: str
+    num_examples: dict[str, int]
+    num_parameters: int
+    num_shared: int
+    device: str
+    node: str
+    versions: dict[str, str]
+
+
+class ModelReady(_Event):
+    """Version 0 exists: every silo would make these parameters from the job's seed."""
+
+    type: Literal["model_ready"] = "model_ready"
+    version: int
+    num_shared: int
+    schema_digest: str
+    model: dict[str, Any]
+    """Tensors of the model and an input's shape (``entries``, ``input_shape``, ``input_dtype``)."""
+    checkpoint: str
+
+
+class SiloDown(_Event):
+    type: Literal["silo_down"] = "silo_down"
+    silo: str
+    version: int
+    why: str
+
+
+class UpdateRefused(_Event):
+    type: Literal["update_refused"] = "update_refused"
+    silo: str
+    version: int
+    code: str
+    """Stable reason code: nonfinite, norm, schema, weight, stale, duplicate, foreign, epoch, policy, ..."""
+    reason: str
+
+
+class Waiting(_Event):
+    type: Literal["waiting"] = "waiting"
+    version: int
+    silos: list[str]
+    """Whom the run waits for."""
+    why: str
+    until_s: float
+    """Seconds from now until the run gives up (it can be resumed)."""
+
+
+class RoundOpened(_Event):
+    durable: ClassVar[bool] = False
+    type: Literal["round_opened"] = "round_opened"
+    version: int
+    cohort: list[str]
+
+
+class SiloLaunched(_Event):
+    durable: ClassVar[bool] = False
+    type: Literal["silo_launched"] = "silo_launched"
+    silo: str
+    version: int
+    attempt: int
+
+
+class SiloProgress(_Event):
+    durable: ClassVar[bool] = False
+    type: Literal["silo_progress"] = "silo_progress"
+    silo: str
+    version: int
+    phase: str
+    num_steps: int
+    total_steps: int
+
+
+class UpdateArrived(_Event):
+    durable: ClassVar[bool] = False
+    type: Literal["update_arrived"] = "update_arrived"
+    silo: str
+    version: int
+    staleness: int
+
+
+class RoundClosed(_Event):
+    """The commit record: version ``version`` exists, made by these contributors from ``version - 1``."""
+
+    type: Literal["round_closed"] = "round_closed"
+    version: int
+    contributors: list[Contributor]
+    evaluated: Figures
+    """Figures of ``version - 1``, the model that this round's silos received."""
+    seconds: dict[str, float]
+    """At the driver: wait (open to last arrival), transfer, fold, step, round (open to open)."""
+    bytes_up: int
+    bytes_down: int
+    update_norm: float
+    """Euclidean norm of new minus old parameters."""
+    checkpoint: str
+    """Folder under ``checkpoints/``; empty where the version was not kept."""
+    best: bool = False
+    """``version - 1`` is the best version so far by the job's metric."""
+    lineage: str
+    """Digest of everything that went into the version; equal lineages mean equal models."""
+
+
+class VersionEvaluated(_Event):
+    """Figures of the last version, which no round trains from."""
+
+    type: Literal["version_evaluated"] = "version_evaluated"
+    evaluated: Figures
+    best: bool = False
+
+
+class RunClosed(_Event):
+    type: Literal["run_closed"] = "run_closed"
+    status: Literal["done", "stopped", "failed"]
+    reason: str
+    version: int
+    parameters_digest: str
+    """SHA-256 of the final shared parameters (little-endian float32, in layout order)."""
+    best_version: int | None = None
+    best_metric: str | None = None
+    best_value: float | None = None
+    never_contributed: list[str] = []
+
+
+Event = Annotated[
+    RunOpened
+    | Rewound
+    | SiloJoined
+    | ModelReady
+    | SiloDown
+    | UpdateRefused
+    | Waiting
+    | RoundOpened
+    | SiloLaunched
+    | SiloProgress
+    | UpdateArrived
+    | RoundClosed
+    | VersionEvaluated
+    | RunClosed,
+    Field(discriminator="type"),
+]
+
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+"""Reads a journal line: ``EVENT.validate_python(line)``."""

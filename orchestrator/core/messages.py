@@ -1,0 +1,195 @@
+"""What driver and silos say to each other. Headers are plain values; arrays travel beside them.
+
+Every request carries the run and the driver's epoch (fencing): a silo that has seen a newer driver refuses
+an older one. An update stays at its silo until the driver fetches it, piece by piece, while folding.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.core.metrics import MetricSums
+from orchestrator.core.vector import Packet
+
+SiloId = str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Common header of all requests."""
+
+    run_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join(Request):
+    """Take part in this job: the silo checks its policy and data and describes itself."""
+
+    job: str
+    """The job document as JSON."""
+    job_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Initial(Request):
+    """Send the initial shared parameters (seeded by the job, so every silo would send the same)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train(Request):
+    """Evaluate this model version, train from it, and keep the update ready for `Fetch`."""
+
+    version: int
+    attempt: int
+    model: Any
+    """The channel's handle of the broadcast parts (`Channel.publish`)."""
+    model_digest: str
+    """Identity of the version: the same digest again means the same work."""
+    inline: int
+    """Send the packet with the reply when it has at most this many elements."""
+    keep: tuple[int, ...] = ()
+    """Versions whose update from this silo the driver has not fetched yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate(Request):
+    """Evaluate this model version and do not train."""
+
+    version: int
+    model: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch(Request):
+    """Elements ``start`` to ``stop`` of the update's packet."""
+
+    version: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping(Request):
+    """Are you alive, and how far are you? Answered while training runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop(Request):
+    """Leave the training in hand at the next batch; its work is no longer wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A silo's description of itself, as far as its policy lets it out."""
+
+    silo: SiloId
+    incarnation: str
+    """Changes whenever the silo's process starts anew."""
+    schema_digest: str
+    """Digest of names, shapes and order of the shared parameters."""
+    num_parameters: int
+    num_shared: int
+    num_examples: dict[str, int]
+    """Examples per split; empty where the policy keeps them in."""
+    fingerprint: str
+    """Digest of the silo's data files; a rejoin with other data is refused."""
+    device: str
+    node: str
+    model: dict[str, Any]
+    """The model's tensors and an input's shape, without any data."""
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What a silo made of a version. The packet itself is fetched later, unless it came inline."""
+
+    silo: SiloId
+    run_id: str
+    epoch: int
+    version: int
+    attempt: int
+    model_digest: str
+    job_digest: str
+    layout: tuple[tuple[str, int], ...]
+    """Names and sizes of the packed parts."""
+    weight: float
+    num_examples: int
+    num_steps: int
+    scalars: dict[str, float]
+    """Public numbers of the strategy (FedNova's normaliser); never part of the clipped vector."""
+    metrics: MetricSums
+    """Sums of the received model on the silo's test split."""
+    train_metrics: MetricSums
+    """Sums over the batches trained on."""
+    seconds: dict[str, float]
+    """By phase at the silo: load, evaluate, train, pack."""
+    packet_bytes: int
+    packet: Packet | None = None
+
+    @property
+    def size(self) -> int:
+        """Elements of the packed vector."""
+        return sum(size for _, size in self.layout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """Sums of a version on the silo's test split."""
+
+    silo: SiloId
+    version: int
+    metrics: MetricSums
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a silo is: any change of ``marks`` is a sign of life worth waiting for."""
+
+    silo: SiloId
+    incarnation: str
+    phase: str
+    version: int
+    num_steps: int
+    total_steps: int
+    marks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A slice of an update's packet, or the initial parameters."""
+
+    packet: Packet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The silo will not: its policy, its data or the request forbids it."""
+
+    silo: SiloId
+    code: Literal["policy", "data", "fenced", "unknown", "cancelled", "job", "failed"]
+    reason: str
+
+
+Reply = Joined | Update | Evaluated | Progress | Piece | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class CohortInfo:
+    """What a strategy may know about the updates of a closing round, in the order of the sum."""
+
+    num_silos: int
+    """Silos in the job."""
+    weights: tuple[float, ...]
+    """Normalised weights, staleness discount not included; they sum to one."""
+    scalars: tuple[dict[str, float], ...]
+
+    @property
+    def share(self) -> float:
+        """Updates per silo of the job (SCAFFOLD's |S|/N)."""
+        return len(self.weights) / self.num_silos
+
+    def mean(self, scalar: str) -> float:
+        """Weighted mean of a public scalar."""
+        return sum(weight * each[scalar] for weight, each in zip(self.weights, self.scalars, strict=True))

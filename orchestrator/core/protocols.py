@@ -1,0 +1,167 @@
+"""The vocabulary page: what can be plugged into a job, and the words they share.
+
+Strategies, transforms, codecs and combiners are frozen pydantic models with pure methods: the section of the
+job document that names one *is* the object whose methods run. State goes in and comes out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from orchestrator.core.events import Event
+from orchestrator.core.messages import CohortInfo, Reply, Request, SiloId
+from orchestrator.core.vector import Packet, Parts, Vector
+
+Array = Any
+"""A flat NumPy array in a test, a flat torch tensor on its device in a silo: the same arithmetic runs on both."""
+
+State = Mapping[str, Vector]
+"""A strategy's memory on the driver. Always has ``params``; ``buffers`` where the model shares float buffers."""
+
+GradAt = Callable[[Array], Array]
+"""Gradient of the loss on the batch in hand, at any point of the shared parameters."""
+
+Observer = Callable[[Event], None]
+
+
+class Kept(Protocol):
+    """A strategy's private memory at one silo; a vector reads as zeros until it is written."""
+
+    def __getitem__(self, name: str) -> Array: ...
+    def __setitem__(self, name: str, value: Array) -> None: ...
+
+
+@dataclass(slots=True)
+class LocalRun:
+    """One local training in progress, as a strategy sees it. Vectors cover the shared parameters."""
+
+    params: Array
+    anchor: Array
+    """The parameters that training started from. Read-only."""
+    received: Mapping[str, Array]
+    """The other broadcast parts (``control``)."""
+    kept: Kept
+    lr: float = 0.0
+    """Learning rate of the coming step."""
+    num_steps: int = 0
+    path: float = 0.0
+    """Sum of the factors with which the gradients were applied: lr x number of steps for plain SGD, more
+    with momentum (FedNova's ``eta * ||a||_1``, Wang et al. 2020, section 4.1)."""
+
+    def take_delta(self) -> Array:
+        """Local minus global parameters, computed in the parameters' own memory: call once, at the end."""
+        self.params -= self.anchor
+        return self.params
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a strategy sends: vectors (private: clipped, noised, sealed) and numbers (public)."""
+
+    parts: Mapping[str, Array]
+    scalars: Mapping[str, float]
+
+
+class Strategy(Protocol):
+    """One federated algorithm, both halves. Stateless: state is passed in and returned."""
+
+    def init(self, model: Parts) -> State:
+        """Driver state from the initial model (``params`` and perhaps ``buffers``)."""
+        ...
+
+    def broadcast(self, state: State) -> Parts:
+        """What every silo receives."""
+        ...
+
+    def step(self, state: State, mean: Parts, cohort: CohortInfo) -> State:
+        """The next state. ``mean`` may be overwritten and returned; ``state`` must stay as it is."""
+        ...
+
+    def layout(self, state: State) -> dict[str, int]:
+        """Names and sizes of the parts that a silo reports, in the order of the packed vector."""
+        ...
+
+    def direction(self, run: LocalRun, grad_at: GradAt) -> Array:
+        """What the local optimizer takes for the gradient: the only hook into training."""
+        ...
+
+    def report(self, run: LocalRun) -> Report:
+        """The update, after the last local step."""
+        ...
+
+
+class Transform(Protocol):
+    """A privacy step with two faces around the sum."""
+
+    def encode(self, x: Vector, rng: np.random.Generator) -> Vector:
+        """At the silo, in the job's order; may work in place."""
+        ...
+
+    def finish(self, x: Vector, num_updates: int, rng: np.random.Generator) -> Vector:
+        """On the driver, in reverse order, on the combined vector."""
+        ...
+
+
+class Codec(Protocol):
+    """One wire representation of a vector."""
+
+    linear: ClassVar[bool]
+    """Packets may be summed before decoding."""
+    contractive: ClassVar[bool]
+    """Decoding never lengthens the vector."""
+    bytes_per_element: ClassVar[float]
+
+    def encode(self, x: Vector, kept: MutableMapping[str, Vector], seed: int) -> Packet: ...
+
+    def decode(self, packet: Packet, size: int, seed: int) -> Vector:
+        """``size`` elements; a slice of every array of the packet decodes to that slice of the vector."""
+        ...
+
+
+class Combiner(Protocol):
+    """Many updates become one vector."""
+
+    sealed: ClassVar[bool]
+    """The driver never sees a single update."""
+
+    def weight(self, silo: SiloId, num_examples: int) -> float:
+        """A silo's share before normalising."""
+        ...
+
+    def sensitivity(self, clip: float, num_updates: int) -> float | None:
+        """How far replacing one update of norm at most ``clip`` moves the result; None: no bound known."""
+        ...
+
+    def merge(self, rows: Sequence[Vector], shares: Sequence[float], out: Vector) -> None:
+        """Combine one block: the same elements of every update, in silo order, into ``out``."""
+        ...
+
+
+class Channel(Protocol):
+    """How the driver reaches silos."""
+
+    def online(self) -> Set[SiloId]:
+        """Silos that can be asked now."""
+        ...
+
+    async def publish(self, parts: Parts) -> Any:
+        """Make a model version available to silos; the handle goes into `Train` and `Evaluate`.
+
+        The parts may change after this returns.
+        """
+        ...
+
+    async def call(self, silo: SiloId, request: Request) -> Reply:
+        """Ask and wait. Raises `SiloLost`."""
+        ...
+
+    async def restart(self, silo: SiloId) -> None:
+        """End a silo's process that no longer answers, and start it anew."""
+        ...
+
+
+def in_order(updates: Sequence[Any]) -> Iterator[Any]:
+    """The one order in which updates are summed: by silo, then by version."""
+    return iter(sorted(updates, key=lambda update: (update.silo, update.version)))

@@ -1,0 +1,174 @@
+"""When silos train and when a round closes. Pure: no clock, no I/O, no randomness.
+
+Opening version ``v`` draws a cohort. A member that is online, idle and has not yet delivered on ``v`` may
+train. The round closes on ``buffer_size`` updates no staler than ``max_staleness``; or at the deadline, or
+when nothing more can come, if it holds ``min_updates``. Synchronous, semi-synchronous and asynchronous
+training are settings of these numbers (DESIGN section 5).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from orchestrator.core.messages import SiloId, Update
+from orchestrator.core.protocols import in_order
+
+Sample = Callable[[int, Sequence[SiloId], int], Collection[SiloId]]
+"""Draws ``size`` of the candidates for a version."""
+
+
+class RoundPolicy(BaseModel, frozen=True, extra="forbid"):
+    """The numbers that make a mode."""
+
+    cohort_size: int = Field(ge=1)
+    buffer_size: int = Field(ge=1)
+    min_updates: int = Field(default=1, ge=1)
+    max_staleness: int = Field(default=0, ge=0)
+    staleness_exponent: float = Field(default=0.5, ge=0)
+    deadline_s: float | None = Field(default=None, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    required: frozenset[SiloId] = frozenset()
+    """A round does not close without these."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.min_updates <= self.buffer_size <= self.cohort_size:
+            raise ValueError(
+                "need min_updates <= buffer_size <= cohort_size, got "
+                f"{self.min_updates}, {self.buffer_size}, {self.cohort_size}"
+            )
+        if len(self.required) > self.cohort_size:
+            raise ValueError(f"{len(self.required)} required silos do not fit a cohort of {self.cohort_size}")
+        return self
+
+    def discount(self, staleness: int) -> float:
+        """Factor on the vector (not on its weight, where it would cancel): ``(1 + staleness) ** -a``.
+
+        Xie et al. 2019 (FedAsync), Nguyen et al. 2022 (FedBuff).
+        """
+        return float((1 + staleness) ** -self.staleness_exponent)
+
+
+@dataclass
+class Rounds:
+    """The state of the current round."""
+
+    policy: RoundPolicy
+    sample: Sample
+    version: int = -1
+    opened_at: float = 0.0
+    cohort: frozenset[SiloId] = frozenset()
+    in_flight: dict[SiloId, int] = field(default_factory=dict)
+    """Silo -> version it is training."""
+    delivered: dict[SiloId, int] = field(default_factory=dict)
+    """Silo -> newest version it delivered on."""
+    attempts: Counter[SiloId] = field(default_factory=Counter)
+    buffer: list[Update] = field(default_factory=list)
+    refused: set[SiloId] = field(default_factory=set)
+    """Silos whose update of this version the gate refused: they count as absent."""
+
+    def open(self, candidates: Collection[SiloId], now: float) -> list[SiloId]:
+        """Open the next version; return the silos whose work can no longer be used."""
+        self.version += 1
+        self.opened_at = now
+        self.attempts.clear()
+        self.refused.clear()
+        self.buffer = [update for update in self.buffer if self._usable(update.version)]
+        rest = sorted(set(candidates) - self.policy.required)
+        size = max(0, min(self.policy.cohort_size - len(self.policy.required), len(rest)))
+        self.cohort = self.policy.required | frozenset(self.sample(self.version, rest, size))
+        return [silo for silo, version in self.in_flight.items() if not self._usable(version)]
+
+    @property
+    def deadline(self) -> float:
+        return self.opened_at + self.policy.deadline_s if self.policy.deadline_s else math.inf
+
+    def vacancies(self, online: Collection[SiloId]) -> list[SiloId]:
+        """Cohort members that may start training now."""
+        free = self.policy.cohort_size - len(self.in_flight)
+        idle = self.cohort & set(online) - self.in_flight.keys()
+        ready = [silo for silo in sorted(idle) if self._may_train(silo)]
+        return ready[: max(free, 0)]
+
+    def launched(self, silo: SiloId) -> None:
+        self.in_flight[silo] = self.version
+        self.attempts[silo] += 1
+
+    def arrived(self, update: Update) -> bool:
+        """Buffer an update; False when it is too stale to use or the silo delivered on that version already."""
+        if self.in_flight.get(update.silo) == update.version:
+            del self.in_flight[update.silo]
+        if self.delivered.get(update.silo, -1) >= update.version or not self._usable(update.version):
+            return False
+        self.delivered[update.silo] = update.version
+        self.buffer.append(update)
+        return True
+
+    def lost(self, silo: SiloId) -> None:
+        """The silo's work in hand will not come; it may try again while it has attempts left."""
+        self.in_flight.pop(silo, None)
+
+    def declined(self, silo: SiloId) -> None:
+        """The silo will not train this version, however often it is asked."""
+        self.in_flight.pop(silo, None)
+        self.attempts[silo] = self.policy.max_attempts
+
+    def perished(self, update: Update) -> None:
+        """A buffered update was lost with its silo before it was folded; the silo may train again."""
+        self.buffer = [each for each in self.buffer if each is not update]
+        if self.delivered.get(update.silo) == update.version:
+            del self.delivered[update.silo]
+
+    def refuse(self, silo: SiloId) -> None:
+        """The gate refused this silo's update: it counts as absent, and may not try this version again."""
+        self.in_flight.pop(silo, None)
+        self.delivered[silo] = self.version
+        self.refused.add(silo)
+
+    def give_back(self, updates: Sequence[Update]) -> None:
+        """Updates of a round that could not close after all."""
+        self.buffer = [*updates, *self.buffer]
+
+    def due(self, online: Collection[SiloId], now: float) -> bool:
+        """Whether the round closes now: full, or out of time or of hope with enough in hand."""
+        if self.missing():
+            return False
+        if not self.buffer:
+            return False
+        if len(self.buffer) >= self._expected(self.policy.buffer_size):
+            return True
+        expired = now >= self.deadline
+        exhausted = not self.in_flight and not self.vacancies(online)
+        return (expired or exhausted) and len(self.buffer) >= self._expected(self.policy.min_updates)
+
+    def missing(self) -> list[SiloId]:
+        """Required silos that have not delivered a usable update."""
+        return sorted(self.policy.required - {update.silo for update in self.buffer})
+
+    def awaited(self) -> list[SiloId]:
+        """Cohort members without a buffered update: whom an open round waits for."""
+        return sorted(self.cohort - {update.silo for update in self.buffer})
+
+    def close(self) -> list[Update]:
+        """Empty the buffer, in the order of the sum, so that arrival order does not matter."""
+        updates, self.buffer = list(in_order(self.buffer)), []
+        return updates
+
+    def hopeless(self, online: Collection[SiloId]) -> bool:
+        """Nothing is on its way, nobody may start, and what there is does not suffice to close."""
+        return not self.in_flight and not self.vacancies(online) and not self.due(online, self.opened_at)
+
+    def _expected(self, number: int) -> int:
+        """``number`` of updates, or as many as the cohort can give without the refused silos."""
+        return max(1, min(number, len(self.cohort - self.refused)))
+
+    def _usable(self, version: int) -> bool:
+        return 0 <= self.version - version <= self.policy.max_staleness
+
+    def _may_train(self, silo: SiloId) -> bool:
+        fresh = self.delivered.get(silo, -1) < self.version
+        return fresh and self.attempts[silo] < self.policy.max_attempts

@@ -1,0 +1,133 @@
+"""The global model on the driver: folded, stepped and made durable, version by version.
+
+Memory: the strategy's state and one vector to fold into, whatever the number of silos. The vector of the version
+before is reused for the next fold, because fresh pages cost several times the arithmetic.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from orchestrator.core.events import Event
+from orchestrator.core.faults import fault
+from orchestrator.core.messages import CohortInfo, Update
+from orchestrator.core.protocols import State
+from orchestrator.core.vector import Parts, Vector
+from orchestrator.job import Job
+from orchestrator.pipeline import Combined, Fetch, incoming, shares_of
+from orchestrator.privacy.clip import norm_of
+from orchestrator.store import DiskFull, Store
+
+
+class GlobalModel:
+    """State of the job's strategy at one version."""
+
+    def __init__(self, job: Job, run_id: str, store: Store) -> None:
+        self.job, self.run_id, self.store = job, run_id, store
+        self.version = -1
+        self.state: State = {}
+        self.lineage = ""
+        """Digest of all that went into the version. Hashing the parameters themselves would cost more than
+        folding them; two runs with equal lineages have equal parameters."""
+        self._spare: Vector | None = None
+        self._committing: asyncio.Task[None] | None = None
+
+    def begin(self, parts: Parts, origin: str) -> None:
+        """Version 0."""
+        self.version = 0
+        self.state = self.job.strategy.init({name: np.array(part) for name, part in parts.items()})
+        self.lineage = _digest(self.job.digest, origin)
+
+    def restore(self, version: int, state: State, lineage: str) -> None:
+        self.version, self.state, self.lineage = version, state, lineage
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """Parts and sizes of an update."""
+        return self.job.strategy.layout(self.state)
+
+    async def fold(self, updates: Sequence[Update], discounts: Sequence[float], fetch: Fetch) -> Combined:
+        """Combine updates that are in the order of the sum. Raises `UpdateUnfit` and `SiloLost`."""
+        size = sum(self.layout.values())
+        if self._spare is None or self._spare.size != size:
+            self._spare = np.empty(size, np.float32)
+        return await incoming(self.job, updates, discounts, fetch, self._spare)
+
+    async def advance(self, combined: Combined, updates: Sequence[Update]) -> float:
+        """Step to the next version; the Euclidean norm of the mean delta. Waits until the version before is
+        durable, because its memory is written over."""
+        await self.committed()
+        info = CohortInfo(
+            num_silos=len(self.job.silos),
+            weights=tuple(shares_of(updates)),
+            scalars=tuple(update.scalars for update in updates),
+        )
+        before = self.state
+        norm = await asyncio.to_thread(self._step, combined.parts, info)
+        self._spare = _reusable(before, self.state)
+        self.version += 1
+        self.lineage = _digest(self.lineage, *(_identity(u, n) for u, n in zip(updates, combined.norms, strict=True)))
+        fault("state.stepped")
+        return norm
+
+    def _step(self, parts: Parts, info: CohortInfo) -> float:
+        norm = norm_of(parts["delta"])
+        self.state = self.job.strategy.step(self.state, parts, info)
+        return norm
+
+    def commit(self, event: Event, durable: Callable[[], None], full: Callable[[str], Awaitable[None]]) -> None:
+        """Start making this version durable; ``durable`` is called when it is, ``full`` while the disk is full."""
+        assert self._committing is None or self._committing.done()
+        work = self._commit(self.version, dict(self.state), event, self.lineage, durable, full)
+        self._committing = asyncio.create_task(work)
+
+    async def committed(self) -> None:
+        """Wait until the newest version is durable; raises what went wrong."""
+        if self._committing is not None:
+            await self._committing
+
+    async def _commit(
+        self,
+        version: int,
+        state: State,
+        event: Event,
+        lineage: str,
+        durable: Callable[[], None],
+        full: Callable[[str], Awaitable[None]],
+    ) -> None:
+        meta = {"job_digest": self.job.digest, "run_id": self.run_id, "lineage": lineage}
+        while True:
+            try:
+                await asyncio.to_thread(self.store.commit, version, state, event.model_dump(mode="json"), meta)
+            except DiskFull as error:
+                await full(str(error))
+            else:
+                break
+        durable()
+
+    def parameters_digest(self) -> str:
+        """SHA-256 of the shared parameters and buffers: little-endian float32, in layout order."""
+        digest = hashlib.sha256()
+        for name in ("params", "buffers"):
+            if name in self.state:
+                digest.update(np.ascontiguousarray(self.state[name], "<f4").data)
+        return digest.hexdigest()
+
+
+def _identity(update: Update, norm: float) -> list[Any]:
+    return [update.silo, update.version, update.model_digest, update.weight, update.num_steps, norm.hex()]
+
+
+def _digest(before: str, *what: Any) -> str:
+    return hashlib.sha256(json.dumps([before, *what]).encode()).hexdigest()
+
+
+def _reusable(before: State, after: State) -> Vector | None:
+    """The old parameters' memory, unless the new state still uses it."""
+    old = before["params"]
+    shared = any(np.shares_memory(old, part) for part in after.values())
+    return None if shared or not old.flags.owndata or not old.flags.writeable else old

@@ -1,0 +1,203 @@
+"""The job: one document on which the federation agrees. Its sections are the objects that run."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from orchestrator.aggregation.mean import Mean
+from orchestrator.compression.plain import Bf16, Raw
+from orchestrator.core import document
+from orchestrator.core.random import rng_of
+from orchestrator.core.rounds import RoundPolicy
+from orchestrator.local import Local
+from orchestrator.privacy.clip import Clip
+from orchestrator.strategies.fedavg import FedAvg
+from orchestrator.strategies.fednova import FedNova
+from orchestrator.strategies.fedprox import FedProx
+from orchestrator.strategies.scaffold import Scaffold
+from orchestrator.task import Task
+
+Strategy = Annotated[FedAvg | FedProx | Scaffold | FedNova, Field(discriminator="name")]
+Transform = Clip
+Codec = Annotated[Raw | Bf16, Field(discriminator="name")]
+Combiner = Mean
+
+Mode = Literal["sync", "over_selected", "quorum", "semi_sync", "async", "fedasync"]
+
+
+class _Spec(BaseModel, frozen=True, extra="forbid"):
+    pass
+
+
+class RoundSettings(_Spec, frozen=True):
+    """How many rounds, and the mode: a preset for the numbers below, each of which may be given as well.
+
+    ``sync`` waits for the cohort. ``over_selected`` draws 1.2 times as many as it waits for. ``quorum`` closes
+    at its deadline with three quarters. ``semi_sync`` closes on three quarters and takes the late ones, once
+    stale, next time. ``async`` closes on half the cohort (FedBuff). ``fedasync`` closes on each update.
+    """
+
+    mode: Mode = "sync"
+    total: int = Field(ge=1)
+    cohort: int | None = Field(default=None, ge=1)
+    """Silos drawn for a version; default all."""
+    buffer: int | None = Field(default=None, ge=1)
+    """Updates on which a round closes."""
+    min_updates: int | None = Field(default=None, ge=1)
+    """Fewest updates with which a round may close at its deadline or when nothing more can come."""
+    max_staleness: int | None = Field(default=None, ge=0)
+    staleness_exponent: float = Field(default=0.5, ge=0)
+    deadline_s: float | None = Field(default=None, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    """Trainings that a silo may start on one version."""
+    patience_s: float = Field(default=120.0, gt=0)
+    """A silo that shows no progress for so long is restarted; a run that waits for silos gives up after ten
+    times as long (and resumes with the same command)."""
+
+    @model_validator(mode="after")
+    def _deadline(self) -> Self:
+        if self.mode == "quorum" and self.deadline_s is None:
+            raise ValueError("mode 'quorum' needs 'deadline_s' (seconds that a round may last)")
+        return self
+
+    def policy(self, num_silos: int, required: frozenset[str]) -> RoundPolicy:
+        """The numbers for this many silos."""
+        cohort = min(self.cohort or num_silos, num_silos)
+        buffer, fewest, staleness = self._preset(cohort)
+        buffer = self.buffer or buffer
+        return RoundPolicy(
+            cohort_size=cohort,
+            buffer_size=buffer,
+            min_updates=min(self.min_updates or fewest, buffer),
+            max_staleness=staleness if self.max_staleness is None else self.max_staleness,
+            staleness_exponent=self.staleness_exponent,
+            deadline_s=self.deadline_s,
+            max_attempts=self.max_attempts,
+            required=required,
+        )
+
+    def _preset(self, cohort: int) -> tuple[int, int, int]:
+        """Buffer, fewest updates, staleness."""
+        most = max(1, round(0.75 * cohort))
+        match self.mode:
+            case "sync":
+                return cohort, cohort, 0
+            case "over_selected":
+                wanted = max(1, int(cohort / 1.2))
+                return wanted, wanted, 0
+            case "quorum":
+                return cohort, most, 0
+            case "semi_sync":
+                return most, 1, 1
+            case "async":
+                return max(1, cohort // 2), 1, 10
+            case "fedasync":
+                return 1, 1, 100
+
+
+class Stop(_Spec, frozen=True):
+    """When to stop before the last round, and which version is the best."""
+
+    metric: str = "loss"
+    """Pooled metric of the silos' test rows; a name that no silo reports ends the run in round 0."""
+    target: float | None = None
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many versions without an improvement by more than ``min_delta``."""
+    min_delta: float = Field(default=0.0, ge=0)
+    wall_time_s: float | None = Field(default=None, gt=0)
+
+
+class Gate(_Spec, frozen=True):
+    """What an update must satisfy before any rule sees it. Finite numbers are always required."""
+
+    max_norm: float | None = Field(default=None, gt=0)
+    """Largest Euclidean norm of the packed update."""
+
+
+class Tracking(_Spec, frozen=True):
+    """Where the run appears in MLflow."""
+
+    experiment: str | None = None
+    """Default: the job's name."""
+    model: str | None = None
+    """Registered model; default: the job's name."""
+    every: int = Field(default=10, ge=1)
+    """A model is logged every so many versions, besides the best and the last."""
+
+
+class Keep(_Spec, frozen=True):
+    """Checkpoints in the run directory; every version is one, and the best stays."""
+
+    newest: int = Field(default=3, ge=2)
+
+
+class Job(_Spec, frozen=True):
+    """The document that the federation agrees on (``job.yaml``)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    task: Task
+    silos: tuple[str, ...] = Field(min_length=1)
+    required_silos: tuple[str, ...] = ()
+    """No round closes without these."""
+    rounds: RoundSettings
+    strategy: Strategy = FedAvg()
+    local: Local = Local()
+    shared: tuple[str, ...] = ("*",)
+    """Globs over names of parameters and float buffers that are trained together."""
+    private: tuple[str, ...] = ()
+    """Globs over names that stay at the silo (FedBN: ``['*bn*']``; a head of its own: ``['head.*']``)."""
+    privacy: tuple[Transform, ...] = ()
+    codec: Codec = Raw()
+    combine: Combiner = Mean()
+    gate: Gate = Gate()
+    stop: Stop = Stop()
+    keep: Keep = Keep()
+    seed: int = Field(default=0, ge=0)
+    tracking: Tracking = Tracking()
+
+    @field_validator("silos", "required_silos")
+    @classmethod
+    def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("a silo's name stands twice")
+        for name in names:
+            if not name.replace("-", "").replace("_", "").isalnum() or name in {"global", "overall"}:
+                raise ValueError(f"'{name}' is no silo name: letters, digits, - and _ (not 'global', 'overall')")
+        return names
+
+    @model_validator(mode="after")
+    def _legal(self) -> Self:
+        from orchestrator.legality import refusals  # the table needs this class for its annotations
+
+        for reason in refusals(self):
+            raise ValueError(reason)
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical document, defaults written out."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def policy(self) -> RoundPolicy:
+        return self.rounds.policy(len(self.silos), frozenset(self.required_silos))
+
+    def sample(self, version: int, candidates: Any, size: int) -> set[str]:
+        """The cohort draw for a version: keyed by the seed, so that a resumed run draws the same."""
+        drawn = rng_of(self.seed, "cohort", version).choice(len(candidates), size=size, replace=False)
+        return {candidates[i] for i in drawn}
+
+
+def load_job(path: Path) -> Job:
+    """Read ``job.yaml``; `BadInput` in one line when it is wrong."""
+    return document.load(path, Job)
+
+
+def json_schema() -> dict[str, Any]:
+    """The published JSON schema of ``job.yaml``."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}

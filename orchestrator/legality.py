@@ -1,0 +1,47 @@
+"""Which jobs make sense: a table of sentences, judged on facts that the members declare, not on their names."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from orchestrator.strategies.fednova import FedNova
+from orchestrator.strategies.scaffold import Scaffold
+
+if TYPE_CHECKING:
+    from orchestrator.job import Job
+
+
+def refusals(job: "Job") -> Iterator[str]:
+    """Reasons why this job cannot run; none if it can."""
+    policy = job.policy  # raises its own sentence when the numbers contradict each other
+    unknown = sorted(set(job.required_silos) - set(job.silos))
+    if unknown:
+        yield f"required_silos: {', '.join(unknown)} not among the job's silos"
+    if isinstance(job.combine.weights, dict) and set(job.combine.weights) != set(job.silos):
+        yield "combine.weights: give one number for each silo of the job, and no other"
+    if isinstance(job.combine.weights, dict) and min(job.combine.weights.values()) <= 0:
+        yield "combine.weights: a weight must be positive"
+    if job.required_silos and policy.max_staleness and policy.buffer_size < len(job.required_silos):
+        yield (
+            f"rounds.buffer: {policy.buffer_size} updates cannot hold the {len(job.required_silos)} required "
+            "silos of every round"
+        )
+    if job.combine.sealed and policy.max_staleness > 0:
+        yield "combine: masks cancel only within one version, so rounds.max_staleness must be 0"
+    if job.combine.sealed and not job.codec.linear:
+        yield f"codec: {job.codec.name} packets do not add up, so they cannot be summed unopened"
+    if any(glob in job.private for glob in job.shared):
+        yield "shared: a glob stands in 'private' as well"
+
+
+def warnings(job: "Job") -> Iterator[str]:
+    """What is legal but probably not meant."""
+    adaptive = job.local.optimizer.name.lower() not in {"sgd"}
+    if isinstance(job.strategy, Scaffold) and job.policy.max_staleness > 0:
+        yield "SCAFFOLD's control variates refer to an older model when rounds.max_staleness > 0"
+    if isinstance(job.strategy, Scaffold | FedNova) and adaptive:
+        yield (
+            f"{job.strategy.name} divides by the path of plain or momentum SGD; for "
+            f"{job.local.optimizer.name} the path is only an approximation"
+        )
+    if isinstance(job.strategy, FedNova) and job.privacy:
+        yield "FedNova's path is a public number outside the privacy step"

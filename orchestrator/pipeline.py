@@ -1,0 +1,148 @@
+"""The order of work on an update. This is the only place that knows it.
+
+    silo     pack -> privacy: encode ... -> codec: encode -> combine: seal
+    driver   plain:   codec: decode each -> gate -> combine: merge -> privacy: finish (reversed) -> unpack
+
+On the driver the work goes block by block over all updates, in silo order: a block is fetched while the one
+before is merged, so memory does not grow with the number of silos.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from orchestrator.core.messages import Update
+from orchestrator.core.random import rng_of, seed_of
+from orchestrator.core.vector import Layout, Packet, Parts, Vector, blocks
+from orchestrator.job import Job
+from orchestrator.privacy.clip import squared_norm
+
+BLOCK_BYTES = 256 << 20
+"""Bytes of all updates' blocks in memory at a time; twice that with the block being fetched."""
+
+Fetch = Callable[[Update, int, int], Awaitable[Packet]]
+"""Elements ``start`` to ``stop`` of an update's packet."""
+
+
+class UpdateUnfit(Exception):
+    """The gate refuses an update: it must not enter the model."""
+
+    def __init__(self, update: Update, code: str, reason: str) -> None:
+        super().__init__(f"{update.silo}: {reason}")
+        self.update = update
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Combined:
+    """The outcome of folding a round."""
+
+    parts: Parts
+    norms: list[float]
+    """Euclidean norm of each update, in the order of the sum."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """``transfer``: waiting for blocks; ``fold``: merging them."""
+
+
+def outgoing(job: Job, silo: str, version: int, parts: Parts, kept: MutableMapping[str, Vector]) -> Packet:
+    """The silo's half: from the strategy's parts to what leaves the silo."""
+    vector = Layout.of(parts).pack(parts)
+    for number, transform in enumerate(job.privacy):
+        vector = transform.encode(vector, rng_of(job.seed, "privacy", number, version, silo))
+    return job.codec.encode(vector, kept, seed_of(job.seed, "codec", version, silo))
+
+
+async def incoming(
+    job: Job, updates: Sequence[Update], discounts: Sequence[float], fetch: Fetch, out: Vector
+) -> Combined:
+    """The driver's half: fold the updates, which are in the order of the sum, into ``out``.
+
+    Raises `UpdateUnfit` for an update with a non-finite or too large norm; ``out`` is then worthless, and the
+    caller folds again without it.
+    """
+    layout = Layout(*(tuple(column) for column in zip(*updates[0].layout, strict=True)))
+    shares = _shares(updates, discounts)
+    folded = _Folded(job, updates, shares, out)
+    waited = perf_counter()
+    async for start, stop, packets in _prefetched(updates, fetch, layout.size):
+        folded.seconds["transfer"] += perf_counter() - waited
+        await _off_loop(stop - start, folded.block, start, stop, packets)
+        waited = perf_counter()
+    folded.check()
+    for number, transform in reversed(list(enumerate(job.privacy))):
+        out = transform.finish(out, len(updates), rng_of(job.seed, "finish", number, updates[0].version))
+    return Combined(layout.unpack(out), [math.sqrt(each) for each in folded.squared], folded.seconds)
+
+
+def shares_of(updates: Sequence[Update]) -> list[float]:
+    """Normalised weights."""
+    total = math.fsum(update.weight for update in updates)
+    return [update.weight / total for update in updates]
+
+
+def _shares(updates: Sequence[Update], discounts: Sequence[float]) -> list[float]:
+    """What each vector is multiplied by: the discount scales the vector, for in the weight it would cancel."""
+    return [share * discount for share, discount in zip(shares_of(updates), discounts, strict=True)]
+
+
+class _Folded:
+    def __init__(self, job: Job, updates: Sequence[Update], shares: Sequence[float], out: Vector) -> None:
+        self.job, self.updates, self.shares, self.out = job, updates, shares, out
+        self.squared = [0.0] * len(updates)
+        self.seconds = {"transfer": 0.0, "fold": 0.0}
+
+    def block(self, start: int, stop: int, packets: Sequence[Packet]) -> None:
+        began = perf_counter()
+        rows = [self._row(i, packet, stop - start) for i, packet in enumerate(packets)]
+        self.job.combine.merge(rows, self.shares, self.out[start:stop])
+        self.seconds["fold"] += perf_counter() - began
+
+    def _row(self, i: int, packet: Packet, size: int) -> Vector:
+        update = self.updates[i]
+        row = self.job.codec.decode(packet, size, seed_of(self.job.seed, "codec", update.version, update.silo))
+        if row.shape != (size,) or row.dtype != np.float32:
+            raise UpdateUnfit(update, "schema", f"sent {row.dtype}{list(row.shape)} where float32[{size}] belongs")
+        self.squared[i] += squared_norm(row)
+        if not math.isfinite(self.squared[i]):
+            raise UpdateUnfit(update, "nonfinite", "the update holds NaN, infinity or absurdly large numbers")
+        return row
+
+    def check(self) -> None:
+        bound = self.job.gate.max_norm
+        for update, squared in zip(self.updates, self.squared, strict=True):
+            if bound is not None and squared > bound**2:
+                raise UpdateUnfit(update, "norm", f"norm {math.sqrt(squared):.6g} exceeds gate.max_norm {bound:g}")
+
+
+async def _prefetched(
+    updates: Sequence[Update], fetch: Fetch, size: int
+) -> AsyncIterator[tuple[int, int, list[Packet]]]:
+    length = max(1 << 16, BLOCK_BYTES // (4 * len(updates)))
+    ranges = list(blocks(size, min(length, 8 << 20)))
+    coming = _gather(updates, fetch, *ranges[0])
+    try:
+        for number, (start, stop) in enumerate(ranges):
+            packets = await coming
+            if number + 1 < len(ranges):
+                coming = _gather(updates, fetch, *ranges[number + 1])
+            yield start, stop, packets
+            del packets
+    finally:
+        coming.cancel()
+
+
+def _gather(updates: Sequence[Update], fetch: Fetch, start: int, stop: int) -> "asyncio.Future[list[Packet]]":
+    return asyncio.gather(*(fetch(update, start, stop) for update in updates))
+
+
+async def _off_loop(size: int, work: Callable[..., None], *args: object) -> None:
+    """Large blocks in a thread, so that the event loop stays awake; small ones are done before one starts."""
+    if size > 1 << 20:
+        await asyncio.to_thread(work, *args)
+    else:
+        work(*args)

@@ -1,0 +1,101 @@
+"""Figures of each version, the best version, and when the run has learnt enough. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.core.errors import BadInput
+from orchestrator.core.events import Event, Figures, Rewound, RoundClosed, RunOpened, VersionEvaluated
+from orchestrator.core.messages import SiloId
+from orchestrator.core.metrics import MetricSums, larger_is_better, pooled, values
+from orchestrator.job import Stop
+
+
+@dataclass
+class Scoreboard:
+    """Silos report figures of the version that they received. In a synchronous run all report on the same
+    version; otherwise a version's figures take the freshest report of each silo that is not too stale."""
+
+    stop: Stop
+    silos: Sequence[SiloId]
+    max_staleness: int
+    freshest: dict[SiloId, tuple[int, MetricSums]] = field(default_factory=dict)
+    history: dict[int, float] = field(default_factory=dict)
+    """Version -> value of the stop metric."""
+
+    def report(self, silo: SiloId, version: int, metrics: MetricSums) -> None:
+        """Take a silo's sums; raises ValueError when they do not add up with the others'."""
+        if metrics and self.freshest.get(silo, (-1, {}))[0] <= version:
+            pooled([metrics, *(sums for name, (_, sums) in self.freshest.items() if name != silo)])
+            self.freshest[silo] = version, metrics
+
+    def figures(self, version: int) -> Figures:
+        """Pooled and per silo; raises `BadInput` if nobody reports the metric that the job names."""
+        oldest = version - self.max_staleness
+        usable = {s: sums for s, (v, sums) in sorted(self.freshest.items()) if oldest <= v <= version}
+        figures = Figures(
+            version=version,
+            overall=values(pooled(usable.values())),
+            silos={silo: values(sums) for silo, sums in usable.items()},
+            missing=sorted(set(self.silos) - usable.keys()),
+        )
+        self._check(figures)
+        if self.stop.metric in figures.overall:
+            self.history[version] = figures.overall[self.stop.metric]
+        return figures
+
+    def _check(self, figures: Figures) -> None:
+        if not self.history and figures.overall and self.stop.metric not in figures.overall:
+            known = ", ".join(sorted(figures.overall))
+            raise BadInput(f"stop.metric: no silo reports '{self.stop.metric}'; they report: {known}")
+        if not self.history and not figures.overall and not figures.missing:
+            raise BadInput(f"stop.metric: no silo lets '{self.stop.metric}' out (metrics_out in silo.yaml)")
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Version and value; the earliest among equals."""
+        if not self.history:
+            return None
+        sign = -1 if larger_is_better(self.stop.metric) else 1
+        version = min(sorted(self.history), key=lambda v: sign * self.history[v])
+        return version, self.history[version]
+
+    def reason_to_stop(self) -> str | None:
+        """Why the run has learnt enough; None if it has not."""
+        if not self.history:
+            return None
+        newest = max(self.history)
+        rises = larger_is_better(self.stop.metric)
+        if self.stop.target is not None and _reached(self.history[newest], self.stop.target, rises):
+            return f"{self.stop.metric} reached {self.history[newest]:.6g} (target {self.stop.target:g})"
+        if self.stop.patience is not None and newest - self._improved() >= self.stop.patience:
+            return f"{self.stop.metric} did not improve for {self.stop.patience} versions"
+        return None
+
+    def _improved(self) -> int:
+        """The last version that improved on all before it by more than ``min_delta``."""
+        sign = 1 if larger_is_better(self.stop.metric) else -1
+        reached, last = float("-inf"), min(self.history)
+        for version in sorted(self.history):
+            if sign * self.history[version] > reached + self.stop.min_delta:
+                reached, last = sign * self.history[version], version
+        return last
+
+    def replay(self, events: Iterable[Event]) -> None:
+        """Restore the history from a journal."""
+        for event in events:
+            match event:
+                case RoundClosed() | VersionEvaluated():
+                    value = event.evaluated.overall.get(self.stop.metric)
+                    if value is not None:
+                        self.history[event.evaluated.version] = value
+                case Rewound(version=version):
+                    self._forget(version)
+                case RunOpened(resumed_from=version) if version is not None:
+                    self._forget(version)
+
+    def _forget(self, version: int) -> None:
+        self.history = {v: value for v, value in self.history.items() if v < version}
+
+
+def _reached(value: float, target: float, rises: bool) -> bool:
+    return value >= target if rises else value <= target

@@ -1,0 +1,42 @@
+"""The halves that the FedAvg family shares; an algorithm overrides what it changes."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from orchestrator.core.messages import CohortInfo
+from orchestrator.core.protocols import Array, GradAt, LocalRun, Report, State
+from orchestrator.core.vector import Parts
+from orchestrator.strategies.server import Adagrad, Adam, Sgd, Yogi
+
+Server = Annotated[Sgd | Adagrad | Adam | Yogi, Field(discriminator="name")]
+
+
+class Averaging(BaseModel, frozen=True, extra="forbid"):
+    """Local gradient steps, averaged deltas, a server optimizer. ``buffers`` (batch-norm statistics that the
+    job shares) are averaged plainly: they are statistics, not parameters, so no optimizer touches them."""
+
+    server: Server = Sgd()
+
+    def init(self, model: Parts) -> State:
+        return {**model, **self.server.init(model["params"])}
+
+    def broadcast(self, state: State) -> Parts:
+        return {name: state[name] for name in ("params", "buffers") if name in state}
+
+    def step(self, state: State, mean: Parts, cohort: CohortInfo) -> State:
+        moved = self.server.apply(state, mean["delta"])
+        if "buffers" in state:
+            moved = {**moved, "buffers": state["buffers"] + mean["buffers"]}
+        return {**state, **moved}
+
+    def layout(self, state: State) -> dict[str, int]:
+        """Names and sizes of the parts that a silo reports, in the order of the packed vector."""
+        sizes = {"delta": state["params"].size}
+        return {**sizes, "buffers": state["buffers"].size} if "buffers" in state else sizes
+
+    def direction(self, run: LocalRun, grad_at: GradAt) -> Array:
+        return grad_at(run.params)
+
+    def report(self, run: LocalRun) -> Report:
+        return Report({"delta": run.take_delta()}, {})

@@ -1,0 +1,187 @@
+"""What a job says about its task and model. The silos build them (`silos.tasks`); nothing here needs torch.
+
+A name with a colon (``my_pkg.tasks:Thing``) is the user's own class; it runs only at silos whose policy
+allows that module (``allow_code``).
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
+
+OWN = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+class _Spec(BaseModel, frozen=True, extra="forbid"):
+    pass
+
+
+class Logistic(_Spec, frozen=True):
+    """One linear layer."""
+
+    name: Literal["logistic"] = "logistic"
+
+
+class Mlp(_Spec, frozen=True):
+    """Linear layers with ReLU between them."""
+
+    name: Literal["mlp"]
+    hidden: tuple[int, ...] = (64, 32)
+
+
+class OwnModel(_Spec, frozen=True):
+    """The user's ``nn.Module``, called with ``options``."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _own(cls, name: str) -> str:
+        return own(name)
+
+
+class Cnn(_Spec, frozen=True):
+    """Two 5x5 convolutions (6, 16 channels) with pooling, then 120, 84, classes (Li et al. 2022, NIID-Bench
+    ``simple-cnn``)."""
+
+    name: Literal["cnn"]
+
+
+class TorchvisionModel(_Spec, frozen=True):
+    """A classification model of torchvision by name."""
+
+    name: str
+    """``resnet18``, ``vit_b_16``, ...: see ``torchvision.models.list_models()``."""
+    options: dict[str, Any] = {}
+
+
+def _check_classes(classes: tuple[str | int, ...], num_classes: int) -> None:
+    if classes and len(set(classes)) != num_classes:
+        raise ValueError(f"classes: expected {num_classes} different names, got {len(set(classes))}")
+
+
+def own(name: str) -> str:
+    """Check a ``module:Class`` name."""
+    if not OWN.match(name):
+        raise ValueError(f"expected 'module:Class', got '{name}'")
+    return name
+
+
+def _tag(value: Any, known: tuple[str, ...], other: str) -> str:
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    if isinstance(name, str) and ":" in name:
+        return "own"
+    return name if name in known else other
+
+
+TabularModel = Annotated[
+    Annotated[Logistic, Tag("logistic")] | Annotated[Mlp, Tag("mlp")] | Annotated[OwnModel, Tag("own")],
+    Discriminator(lambda value: _tag(value, ("logistic", "mlp"), "unknown")),
+]
+ImageModel = Annotated[
+    Annotated[Cnn, Tag("cnn")] | Annotated[TorchvisionModel, Tag("torchvision")] | Annotated[OwnModel, Tag("own")],
+    Discriminator(lambda value: _tag(value, ("cnn",), "torchvision")),
+]
+
+
+class Tabular(_Spec, frozen=True):
+    """Numbers and categories in columns; one column is the target (two classes or more)."""
+
+    name: Literal["tabular"]
+    dataset: str
+    """Name of a data set in every silo's ``silo.yaml``."""
+    target: str
+    features: tuple[str, ...] = Field(min_length=1)
+    """Columns to use. The model's inputs are the numeric ones in this order, then the levels of the categorical
+    ones in this order. Always listed: silos' files may hold their columns in any order."""
+    categories: dict[str, tuple[str | int, ...]] = {}
+    """Levels of each categorical feature, the same at every silo: one input for each level but the first."""
+    num_classes: int = Field(default=2, ge=2)
+    classes: tuple[str | int, ...] = ()
+    """Values of the target in the order of the classes; empty: they are the numbers 0, 1, ..."""
+    standardise: bool = True
+    """Centre and scale every input with the silo's own training rows (unbiased deviation + 1e-9)."""
+    model: TabularModel = Logistic()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        strangers = sorted(set(self.categories) - set(self.features))
+        if strangers:
+            raise ValueError(f"categories: '{strangers[0]}' is not among the features")
+        if self.target in self.features:
+            raise ValueError(f"features: '{self.target}' is the target")
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("features: a column stands twice")
+        for name, levels in self.categories.items():
+            if len(set(levels)) != len(levels) or len(levels) < 2:
+                raise ValueError(f"categories: '{name}' needs two levels or more, each once")
+        _check_classes(self.classes, self.num_classes)
+        return self
+
+
+class Transforms(_Spec, frozen=True):
+    """Image transforms, by the names of ``torchvision.transforms.v2``: each entry is ``{Name: {arguments}}``."""
+
+    train: tuple[dict[str, dict[str, Any]], ...] = ()
+    test: tuple[dict[str, dict[str, Any]], ...] = ()
+
+
+class ImageClassification(_Spec, frozen=True):
+    """One label per image."""
+
+    name: Literal["image_classification"]
+    dataset: str
+    num_classes: int = Field(ge=2)
+    classes: tuple[str | int, ...] = ()
+    """Names (of folders, or in the label column) in the order of the classes; empty: labels are 0, 1, ..., and
+    folders count in alphabetical order."""
+    channels: Literal[1, 3] = 3
+    size: tuple[int, int] | None = None
+    """Height and width to which images are resized; None: they already have one size."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    """Normalisation of pixel values in [0, 1], per channel; None: pixels / 255 only."""
+    transforms: Transforms = Transforms()
+    model: ImageModel
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_classes(self.classes, self.num_classes)
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give 'mean' and 'std' together")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, self.channels):
+                raise ValueError(f"{name}: expected {self.channels} numbers, one per channel, got {len(values)}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std: a deviation must be positive")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError("size: height and width must be positive")
+        return self
+
+
+class OwnTask(_Spec, frozen=True):
+    """The user's own task class, called as ``Class(data, **options)`` at the silo."""
+
+    name: str
+    dataset: str
+    options: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _own(cls, name: str) -> str:
+        return own(name)
+
+
+Task = Annotated[
+    Annotated[Tabular, Tag("tabular")]
+    | Annotated[ImageClassification, Tag("image_classification")]
+    | Annotated[OwnTask, Tag("own")],
+    Discriminator(lambda value: _tag(value, ("tabular", "image_classification"), "unknown")),
+]
+
+
+def modules(task: Tabular | ImageClassification | OwnTask) -> set[str]:
+    """Modules of user code that the task or its model needs at the silo."""
+    names = [task.name] + ([task.model.name] if not isinstance(task, OwnTask) else [])
+    return {name.partition(":")[0] for name in names if ":" in name}

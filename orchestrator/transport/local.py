@@ -1,0 +1,65 @@
+"""Silos in this process, each with a thread of its own: the test double, and the way to run without Ray."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from orchestrator.core.errors import SiloLost
+from orchestrator.core.messages import Fetch, Ping, Reply, Request, SiloId, Stop
+from orchestrator.core.vector import Parts
+
+_AT_ONCE = (Fetch, Ping, Stop)
+"""Answered while the silo trains, as on every channel."""
+
+
+class Handles(Protocol):
+    """A silo, as a channel sees it."""
+
+    def handle(self, request: Request) -> Reply: ...
+
+
+class LocalChannel:
+    """Calls silos in threads. ``start`` makes a silo's object anew, as a restarted process would."""
+
+    def __init__(self, start: Mapping[SiloId, Callable[[], Handles]]) -> None:
+        self._start = start
+        self._silos = {name: make() for name, make in start.items()}
+        self._threads = {name: ThreadPoolExecutor(1, f"silo-{name}") for name in start}
+        self.offline: set[SiloId] = set()
+        """Silos that a test takes off the network."""
+
+    def online(self) -> Set[SiloId]:
+        return self._silos.keys() - self.offline
+
+    async def publish(self, parts: Parts) -> Any:
+        """Copies: silos may hold on to a version while the driver reuses its memory."""
+        copies = {name: np.array(part) for name, part in parts.items()}
+        for copy in copies.values():
+            copy.flags.writeable = False
+        return copies
+
+    async def call(self, silo: SiloId, request: Request) -> Reply:
+        if silo in self.offline:
+            raise SiloLost(silo, "offline")
+        handler = self._silos[silo]
+        if isinstance(request, _AT_ONCE):
+            return handler.handle(request)
+        loop = asyncio.get_running_loop()
+        reply = await loop.run_in_executor(self._threads[silo], handler.handle, request)
+        if self._silos[silo] is not handler or silo in self.offline:
+            raise SiloLost(silo, "its process ended")
+        return reply
+
+    async def restart(self, silo: SiloId) -> None:
+        self._silos[silo] = self._start[silo]()
+        self._threads[silo] = ThreadPoolExecutor(1, f"silo-{silo}")
+
+    def close(self) -> None:
+        """Wait for nothing: threads end with their work."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+
+

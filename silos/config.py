@@ -1,0 +1,135 @@
+"""``silo.yaml``: what an organisation says about its data, its rules and its machine. It never leaves the silo."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
+
+from orchestrator.core import document
+
+
+class _Spec(BaseModel, frozen=True, extra="forbid"):
+    pass
+
+
+class ColumnSplit(_Spec, frozen=True):
+    """A column says which rows train and which test; rows with any other value are left out."""
+
+    column: str
+    train: str | int = "train"
+    test: str | int = "test"
+
+
+class ShareSplit(_Spec, frozen=True):
+    """Rows are drawn for the test by a hash of their number: the same rows every time, on every machine, also
+    after rows were appended."""
+
+    test_share: float = Field(default=0.2, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class SplitPaths(_Spec, frozen=True):
+    """Files of their own for training and for testing."""
+
+    train: str | tuple[str, ...]
+    test: str | tuple[str, ...]
+
+
+def _split_kind(value: Any) -> str:
+    column = value.get("column") if isinstance(value, dict) else getattr(value, "column", None)
+    return "column" if column is not None else "share"
+
+
+def _path_kind(value: Any) -> str:
+    if isinstance(value, dict | SplitPaths):
+        return "split"
+    return "one" if isinstance(value, str) else "several"
+
+
+Splits = Annotated[
+    Annotated[ColumnSplit, Tag("column")] | Annotated[ShareSplit, Tag("share")], Discriminator(_split_kind)
+]
+Paths = Annotated[
+    Annotated[str, Tag("one")] | Annotated[tuple[str, ...], Tag("several")] | Annotated[SplitPaths, Tag("split")],
+    Discriminator(_path_kind),
+]
+Missing = str | int | float
+
+
+class DatasetConfig(_Spec, frozen=True):
+    """Where a data set lies at this silo, and how to read it."""
+
+    path: Paths
+    """A file, a folder or a glob, or several; relative ones start at the folder of ``silo.yaml``. As
+    ``{train: ..., test: ...}`` it replaces ``splits``."""
+    format: Literal["auto", "table", "folder"] = "auto"
+    """``table``: Parquet, Arrow or CSV files (images are a column of encoded bytes). ``folder``: image files in
+    one folder per class. ``auto`` looks."""
+    splits: Splits = ShareSplit()
+    missing: tuple[Missing, ...] | dict[str, tuple[Missing, ...]] = ()
+    """Values that mean "not known" (``['?', -9]``), in all columns or by column."""
+    missing_rows: Literal["drop", "mean"] = "drop"
+    """Rows with a missing feature: dropped, or a number is replaced by the mean of the silo's training rows."""
+    columns: dict[str, str] = {}
+    """The job's name of a column, and its name in this silo's files, where they differ."""
+    classes: tuple[str | int, ...] = ()
+    """Names of the classes in the order of their numbers, where the job does not give them. Folders without it:
+    their names in alphabetical order."""
+
+    def codes(self, column: str) -> tuple[Missing, ...]:
+        """Values of this column (the job's name) that mean "not known"."""
+        return self.missing.get(column, ()) if isinstance(self.missing, dict) else self.missing
+
+    def in_file(self, column: str) -> str:
+        """The name in the files of a column of the job."""
+        return self.columns.get(column, column)
+
+
+class Policy(_Spec, frozen=True):
+    """What a driver may ask of this silo. The silo applies it; a driver can only ask."""
+
+    allow_tasks: tuple[str, ...] = ("tabular", "image_classification")
+    """Built-in tasks; a task of the user's own is a matter of ``allow_code``."""
+    allow_strategies: tuple[str, ...] | Literal["all"] = "all"
+    allow_code: tuple[str, ...] = ()
+    """Modules (with their submodules) of which code may run here."""
+    min_cohort: int = Field(default=1, ge=1)
+    """Fewest updates that a round of the job may average."""
+    metrics_out: tuple[str, ...] | Literal["all"] = "all"
+    """Metrics that the driver may learn, as sums over this silo's rows."""
+    share_counts: bool = True
+    """Whether the number of rows may leave. Without it a job must not weight by examples, and the silo's
+    metrics are sent as if they came from one row."""
+
+
+class Overrides(_Spec, frozen=True):
+    """This silo's own settings of local training."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    batch_size: int | None = Field(default=None, ge=1)
+    """In place of the job's."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that decode images which do not fit in memory."""
+
+
+class SiloConfig(_Spec, frozen=True):
+    """The whole document."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")
+    datasets: dict[str, DatasetConfig] = Field(min_length=1)
+    policy: Policy = Policy()
+    local: Overrides = Overrides()
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for this silo's process."""
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name in {"global", "overall"}:
+            raise ValueError(f"'{name}' is no silo name: the report uses it")
+        return name
+
+
+def load_silo(path: Path) -> SiloConfig:
+    """Read ``silo.yaml``; `BadInput` in one line when it is wrong."""
+    return document.load(path, SiloConfig)

@@ -1,0 +1,219 @@
+"""A silo's data set: tables and images by `pyarrow.dataset`, or a folder of images per class.
+
+Tables are memory-mapped and read column by column; encoded images are read block by block (a Parquet row
+group, or an Arrow file). A user's own task is given the opened `TableData` or `ImageFolder`.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from orchestrator.core.errors import BadInput
+from silos import columns as convert
+from silos.config import ColumnSplit, DatasetConfig
+from silos.files import TABLES, Place, fingerprint, is_image_folder, nearest, places, table_files
+from silos.image_files import ImageFolder, TableImages
+from silos.splits import Tags, column_tags, share_tags, wants_no_test
+from silos.tasks.task import Split
+
+
+class Block(NamedTuple):
+    """Rows that are read together."""
+
+    fragment: ds.Fragment
+    in_file: int
+    """Number in its file of the first row."""
+    num_rows: int
+
+
+def open_data(config: DatasetConfig, silo_dir: Path) -> "TableData | ImageFolder":
+    """Open what ``silo.yaml`` describes; relative paths start at ``silo_dir``. `BadInput` if it cannot be read."""
+    found = places(config, silo_dir)
+    return ImageFolder(config, found) if is_image_folder(config, found) else TableData(config, table_files(found))
+
+
+class TableData:
+    """Rows in the order of the files (alphabetical), numbered from 0. Columns go by the job's names."""
+
+    def __init__(self, config: DatasetConfig, files: Sequence[Place]) -> None:
+        self.config = config
+        self.files = tuple(files)
+        self._dataset = _open([path for path, _ in self.files])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns, by the job's names."""
+        names = {in_file: name for name, in_file in self.config.columns.items()}
+        return tuple(names.get(each, each) for each in self._dataset.schema.names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 that identifies the files and the rules for reading them."""
+        return fingerprint(self.files, self.config)
+
+    def rows(self, split: Split) -> NDArray[np.int64]:
+        """Numbers of a split's rows, rising; `BadInput` when there are none."""
+        rows = self._rows[split]
+        if not len(rows) and not (split == "test" and wants_no_test(self.config)):
+            raise BadInput(f"{self._first_file}: no {split} rows{self._why_none(split)}; check 'splits' in silo.yaml")
+        return rows
+
+    def read(self, columns: Sequence[str], split: Split) -> pa.Table:
+        """These columns of a split, as they are stored (CSV: as text), in the order of `rows`."""
+        rows = self.rows(split)
+        table = self._table({name: self._in_file(self.config.in_file(name)) for name in columns})
+        return table if len(rows) == table.num_rows else table.take(pa.array(rows))
+
+    def numbers(self, column: str, values: pa.ChunkedArray, split: Split) -> NDArray[np.float64]:
+        """A column that `read` gave, as numbers; missing ones are NaN."""
+        return convert.numbers(column, values, self.config.codes(column), self._where(split))
+
+    def levels(
+        self, column: str, values: pa.ChunkedArray, names: Sequence[str | int], split: Split
+    ) -> NDArray[np.int64]:
+        """A column that `read` gave, as positions in ``names``; missing ones are -1."""
+        return convert.levels(column, values, names, self.config.codes(column), self._where(split))
+
+    def class_numbers(
+        self, column: str, values: pa.ChunkedArray, num_classes: int, classes: Sequence[str | int], split: Split
+    ) -> NDArray[np.int64]:
+        """A column that `read` gave, as classes from 0 (positions in ``classes`` if given); missing ones are -1."""
+        names = tuple(classes or self.config.classes)
+        return convert.labels(column, values, num_classes, names, self.config.codes(column), self._where(split))
+
+    def labels(self, split: Split, num_classes: int, classes: Sequence[str | int] = ()) -> NDArray[np.int64]:
+        """Class numbers of a split's images (column ``label``); `BadInput` where one is missing."""
+        values = self.read(["label"], split)["label"]
+        numbers = self.class_numbers("label", values, num_classes, classes, split)
+        if (numbers < 0).any():
+            raise BadInput(f"{self._where(split)(int(np.argmin(numbers)))}: no label; remove the row")
+        return numbers
+
+    def images(self, split: Split) -> TableImages:
+        """The encoded images of a split (column ``image``: bytes, or a struct with ``bytes``)."""
+        return TableImages(self, self._in_file(self.config.in_file("image")), self.rows(split))
+
+    def place(self, row: int) -> str:
+        """File and row (from 1) of a row number, for people."""
+        number = self.block_of(row)
+        block = self.blocks[number]
+        return f"{block.fragment.path}, row {row - self.starts[number] + block.in_file + 1}"
+
+    def block_of(self, row: int) -> int:
+        """The block that holds a row."""
+        return bisect_right(self.starts, row) - 1
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """What is read together, in row order."""
+        return tuple(block for fragment in self._dataset.get_fragments() for block in _blocks(fragment))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Row number at which each block begins."""
+        return tuple(accumulate((block.num_rows for block in self.blocks[:-1]), initial=0))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and types as in the files."""
+        return self._dataset.schema
+
+    @property
+    def _first_file(self) -> Path:
+        return self.files[0].path
+
+    def _where(self, split: Split) -> convert.Where:
+        return lambda i: self.place(int(self.rows(split)[i]))
+
+    def _in_file(self, name: str) -> str:
+        """The name itself, once every file is known to have such a column."""
+        for fragment in self._dataset.get_fragments():
+            known = fragment.physical_schema.names
+            if name not in known:
+                hint = "a column of another name is given under 'columns' in silo.yaml"
+                raise BadInput(f"{fragment.path}: no column '{name}'{nearest(name, known)} ({hint})")
+        return name
+
+    def _table(self, columns: dict[str, str]) -> pa.Table:
+        try:
+            return self._dataset.to_table(columns={name: ds.field(in_file) for name, in_file in columns.items()})
+        except (pa.ArrowException, OSError) as error:
+            raise BadInput(f"{self._first_file}: cannot be read: {_first_line(error)}") from None
+
+    @cached_property
+    def _rows(self) -> dict[Split, NDArray[np.int64]]:
+        tags = self._tags()
+        return {"train": np.flatnonzero(tags == "train"), "test": np.flatnonzero(tags == "test")}
+
+    def _tags(self) -> Tags:
+        splits = self.config.splits
+        if self.files[0].split:
+            split_of = {str(path): split for path, split in self.files}
+            tags = [split_of[block.fragment.path] for block in self.blocks]
+            return np.repeat(tags, [block.num_rows for block in self.blocks])
+        if isinstance(splits, ColumnSplit):
+            return column_tags(self._table({"split": self._in_file(splits.column)})["split"], splits)
+        num_rows = sum(block.num_rows for block in self.blocks)
+        return share_tags(np.arange(num_rows, dtype=np.uint64), splits)
+
+    def _why_none(self, split: Split) -> str:
+        splits = self.config.splits
+        if self.files[0].split or not isinstance(splits, ColumnSplit):
+            return f" among {sum(block.num_rows for block in self.blocks)}"
+        found = self._table({"split": splits.column})["split"].unique().to_pylist()[:6]
+        return f": no row has '{getattr(splits, split)}' in column '{splits.column}' (found: {', '.join(map(str, found))})"
+
+
+def _open(files: Sequence[Path]) -> ds.Dataset:
+    """One dataset over all files, columns that differ in width (int and float) widened."""
+    form = TABLES[files[0].suffix.lower()]
+    try:
+        read_as = ds.CsvFileFormat(pa.csv.ParseOptions(delimiter=_delimiter(files[0]))) if form == "csv" else form
+        names = [str(file) for file in files]
+        dataset = ds.dataset(names, format=read_as, filesystem=fs.LocalFileSystem(use_mmap=True))
+        schemas = [fragment.physical_schema for fragment in dataset.get_fragments()]
+        return dataset.replace_schema(_as_text(schemas) if form == "csv" else _widened(schemas))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{_broken(files, error)}: cannot be read as {form}: {_first_line(error)}") from None
+
+
+def _delimiter(file: Path) -> str:
+    with file.open(encoding="utf-8-sig") as lines:
+        header = lines.readline()
+    return max(",;\t|", key=header.count)
+
+
+def _as_text(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """CSV as text throughout: guessed types differ from file to file, and hide the value that is wrong."""
+    return pa.schema([(name, pa.string()) for name in dict.fromkeys(n for each in schemas for n in each.names)])
+
+
+def _widened(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    return pa.unify_schemas([each.remove_metadata() for each in schemas], promote_options="permissive")
+
+
+def _broken(files: Sequence[Path], error: Exception) -> Path:
+    return next((file for file in files if str(file) in str(error)), files[0])
+
+
+def _blocks(fragment: ds.Fragment) -> Iterator[Block]:
+    """A Parquet file's row groups; another file as a whole."""
+    start = 0
+    pieces = fragment.split_by_row_group() if isinstance(fragment, ds.ParquetFileFragment) else [fragment]
+    for piece in pieces:
+        num_rows = piece.count_rows()
+        yield Block(piece, start, num_rows)
+        start += num_rows
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]

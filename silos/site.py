@@ -1,0 +1,94 @@
+"""What a silo needs from the place where it runs: its policy, its data and its trainer."""
+
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.core.metrics import MetricSums
+from orchestrator.core.vector import Parts, Vector
+from orchestrator.job import Job
+
+Tick = Callable[[str, int, int], None]
+"""Called at every step of the work with (phase, steps done, steps in all); raises `Cancelled` to leave."""
+
+
+class Cancelled(Exception):
+    """The driver no longer wants the work in hand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One training."""
+
+    version: int
+    received: Parts
+    """The broadcast parts: ``params`` and what else the strategy sends. Read-only."""
+    state: MutableMapping[str, Vector]
+    """The silo's private state; what is in it afterwards is kept."""
+    tick: Tick
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a training gave."""
+
+    parts: Parts
+    """The strategy's vectors. They may lie in the trainer's memory, until its next training."""
+    scalars: dict[str, float]
+    num_examples: int
+    num_steps: int
+    metrics: MetricSums
+    """Of the received model, on the test split."""
+    train_metrics: MetricSums
+    seconds: dict[str, float]
+
+
+class Trainer(Protocol):
+    """Local training of one job. The torch one is `silos.trainer.TorchTrainer`."""
+
+    schema_digest: str
+    num_parameters: int
+    num_shared: int
+    num_examples: dict[str, int]
+    device: str
+
+    def describe(self) -> dict[str, Any]:
+        """The model's tensors and an input's shape, without any data: for exports."""
+        ...
+
+    def initial(self) -> Parts: ...
+
+    def evaluate(self, received: Parts, tick: Tick) -> MetricSums: ...
+
+    def train(self, order: Order) -> Trained: ...
+
+
+class Site(Protocol):
+    """One organisation's side of a job."""
+
+    name: str
+
+    def review(self, job: Job) -> str | None:
+        """Why the organisation will not take part; None if it will."""
+        ...
+
+    def trainer(self, job: Job) -> Trainer:
+        """Open the data and build the model; raises `BadInput`."""
+        ...
+
+    def fingerprint(self, job: Job) -> str:
+        """Digest of the data that the job would use."""
+        ...
+
+    def release(self, metrics: MetricSums) -> MetricSums:
+        """The metrics that may leave."""
+        ...
+
+    def counts(self, trainer: Trainer) -> dict[str, int]:
+        """The numbers of examples that may leave."""
+        ...
+
+    def state_folder(self, run_id: str) -> Path:
+        """Where private state of a run is kept."""
+        ...

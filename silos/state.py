@@ -1,0 +1,93 @@
+"""What a silo keeps between rounds: control variates, private layers. On its own disk, version by version.
+
+State written while training version ``v`` is the input of the next training only: asked for ``v`` again, the
+silo starts from the same state as the first time, and gets the same bits.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from orchestrator.core.vector import Vector
+
+KEEP = 3
+"""Versions kept: a driver that resumes goes back by at most two."""
+
+
+class SiloState:
+    """Named vectors of one run at one silo, one file per version in which they changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def before(self, version: int) -> dict[str, Vector]:
+        """State as it was before version ``version`` was trained: the newest file of an older version."""
+        for older in reversed([v for v in self._versions() if v < version]):
+            try:
+                return dict(safetensors.numpy.load_file(self._path(older)))
+            except (OSError, SafetensorError):
+                continue
+        return {}
+
+    def save(self, version: int, vectors: MutableMapping[str, Vector]) -> None:
+        """Durable before it returns; the reply leaves afterwards."""
+        if not vectors:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._path(version).with_suffix(".tmp")
+        safetensors.numpy.save_file(dict(vectors), temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.rename(self._path(version))
+        _fsync_folder(self.folder)
+        for old in self._versions()[:-KEEP]:
+            self._path(old).unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _versions(self) -> list[int]:
+        return sorted(int(path.stem.removeprefix("v")) for path in self.folder.glob("v*.safetensors"))
+
+    def _path(self, version: int) -> Path:
+        return self.folder / f"v{version:06d}.safetensors"
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Kept(MutableMapping[str, Vector]):
+    """The part of a silo's state that belongs to one user of it; an absent vector reads as zeros."""
+
+    def __init__(self, vectors: MutableMapping[str, Vector], owner: str, size: int) -> None:
+        self._vectors = vectors
+        self._owner = owner
+        self._size = size
+
+    def __getitem__(self, name: str) -> Vector:
+        found = self._vectors.get(f"{self._owner}/{name}")
+        return np.zeros(self._size, np.float32) if found is None else found
+
+    def __setitem__(self, name: str, value: Vector) -> None:
+        self._vectors[f"{self._owner}/{name}"] = np.ascontiguousarray(value, dtype=np.float32)
+
+    def __delitem__(self, name: str) -> None:
+        del self._vectors[f"{self._owner}/{name}"]
+
+    def __iter__(self) -> Iterator[str]:
+        prefix = f"{self._owner}/"
+        return (name.removeprefix(prefix) for name in self._vectors if name.startswith(prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,0 +1,120 @@
+"""One label per image."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from orchestrator.core.metrics import MetricSums, Sums
+from orchestrator.core.random import seed_of
+from orchestrator.task import Cnn, ImageClassification, TorchvisionModel
+from silos.data import TableData
+from silos.image_files import BLOCKS_AT_HAND, EncodedImages, ImageFolder, decode
+from silos.tasks import own
+from silos.tasks.order import shuffled_blocks
+from silos.tasks.pixels import Finish, InMemory, Pixels, Shape, Streamed
+from silos.tasks.task import At, Batch, Split
+from silos.tasks.transforms import composed
+from silos.tasks.vision_models import SmallCnn, torchvision_model
+
+MEMORY_BYTES = 1 << 30
+"""Decoded images of both splits up to this size are kept in memory."""
+_SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+class ImageClassificationTask:
+    """The silo's images, and a model that tells their classes apart.
+
+    Pixels are scaled to [0, 1] and, with ``mean`` and ``std``, normalised; transforms come before, on uint8.
+    """
+
+    def __init__(
+        self,
+        spec: ImageClassification,
+        data: TableData | ImageFolder,
+        workers: int = 0,
+        allow_code: Sequence[str] = (),
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        self._spec, self._allow_code = spec, tuple(allow_code)
+        images = {split: data.images(split) for split in _SPLITS}
+        self._labels = {split: torch.from_numpy(data.labels(split, spec.num_classes, spec.classes)) for split in _SPLITS}
+        self._blocks = torch.from_numpy(images["train"].blocks)
+        self._shape = _shape(spec, images["train"])
+        self._pixels = self._read(images, workers, memory_bytes)
+        self.input_shape = tuple(next(self._pixels["train"].batches([torch.zeros(1, dtype=torch.int64)], 0)).shape[1:])
+        """Channels, height and width of the model's input."""
+
+    def model(self) -> nn.Module:
+        """A new model; all but the small CNN are tried on two empty images."""
+        spec = self._spec
+        match spec.model:
+            case Cnn():
+                return SmallCnn(self.input_shape[0], self.input_shape[1:], spec.num_classes)
+            case TorchvisionModel():
+                model = torchvision_model(spec.model, spec.num_classes, self.input_shape[0])
+            case _:
+                model = own.make(spec.model.name, self._allow_code, **spec.model.options)
+        return own.tried(spec.model.name, model, torch.zeros(2, *self.input_shape), (2, spec.num_classes))
+
+    def num_examples(self, split: Split) -> int:
+        return len(self._labels[split])
+
+    def train_batches(self, at: At, batch_size: int) -> Iterator[Batch]:
+        """Fully shuffled where images are in memory or in a folder, else `BLOCKS_AT_HAND` blocks at a time."""
+        blocks = torch.arange(len(self._blocks)) if isinstance(self._pixels["train"], InMemory) else self._blocks
+        rows = self._without_single(shuffled_blocks(blocks, at, batch_size, BLOCKS_AT_HAND))
+        seed = seed_of(at.seed, at.version, at.silo, at.epoch, "transforms")
+        return self._batches("train", rows, seed)
+
+    def test_batches(self, batch_size: int) -> Iterator[Batch]:
+        rows = torch.arange(self.num_examples("test")).split(batch_size)
+        return self._batches("test", rows if self.num_examples("test") else (), seed_of(0, "test"))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return functional.cross_entropy(own.logits(model(batch[0])), batch[1])
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, batch: Batch) -> MetricSums:
+        """``loss`` and ``accuracy``."""
+        logits, labels = own.logits(model(batch[0])).float(), batch[1]
+        count = float(len(labels))
+        loss = functional.cross_entropy(logits, labels, reduction="sum").item()
+        right = float((logits.argmax(dim=1) == labels).sum().item())
+        return {"loss": Sums("mean", (loss, count)), "accuracy": Sums("mean", (right, count))}
+
+    def _batches(self, split: Split, rows: Sequence[Tensor], seed: int) -> Iterator[Batch]:
+        labels = self._labels[split]
+        for chosen, pixels in zip(rows, self._pixels[split].batches(rows, seed), strict=True):
+            yield pixels, labels[chosen]
+
+    def _without_single(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A last batch of one image gets the epoch's first image as company: batch normalisation cannot train on
+        one. The small CNN has none and needs no company."""
+        if isinstance(self._spec.model, Cnn) or len(rows) < 2 or len(rows[-1]) > 1:
+            return rows
+        return (*rows[:-1], torch.cat([rows[-1], rows[0][:1]]))
+
+    def _read(self, images: dict[Split, EncodedImages], workers: int, memory_bytes: int) -> dict[Split, Pixels]:
+        num_bytes = self._shape.num_bytes * sum(len(each) for each in images.values())
+        finish = {"train": self._finish("train"), "test": self._finish("test")}
+        if num_bytes > memory_bytes:
+            return {split: Streamed(each, self._shape, finish[split], workers) for split, each in images.items()}
+        room = memory_bytes if 4 * num_bytes <= memory_bytes else 0
+        return {split: InMemory(each, self._shape, finish[split], workers, room) for split, each in images.items()}
+
+    def _finish(self, split: Split) -> Finish:
+        entries = self._spec.transforms.train if split == "train" else self._spec.transforms.test
+        return Finish(composed(entries), _per_channel(self._spec.mean), _per_channel(self._spec.std))
+
+
+def _shape(spec: ImageClassification, images: EncodedImages) -> Shape:
+    if spec.size is not None:
+        return Shape(spec.channels, spec.size, resize=True)
+    _, height, width = decode(images, 0, spec.channels, None).shape
+    return Shape(spec.channels, (height, width), resize=False)
+
+
+def _per_channel(values: tuple[float, ...] | None) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
