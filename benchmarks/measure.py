@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 PROC = Path("/proc")
 SHAPES = ("2x0.1M", "8x0.1M", "2x11M", "8x11M", "2x86M", "8x86M")  # silos x model parameters
@@ -113,7 +113,7 @@ class PeakMemory:
     interval_s: float = 0.2
     peak: Memory = field(default_factory=Memory)
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> Self:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()

@@ -1,8 +1,8 @@
 """Checkpoints: one folder per version, verified byte by byte before anything in it is believed.
 
-``v000012/state.safetensors`` holds named float32 vectors. ``v000012/MANIFEST.json`` holds the size and SHA-256 of
-that file, what the caller records with it, and a SHA-256 of itself. A folder gets its name only when all in it is
-durable, so a crash leaves whole checkpoints and ``tmp-*`` folders, never half a checkpoint.
+``v000012/state.safetensors`` holds named float32 vectors. ``v000012/MANIFEST.json`` holds the size and
+SHA-256 of that file, what the caller records with it, and a SHA-256 of itself. A folder has its name only
+while all in it is durable, so a crash leaves whole checkpoints and ``tmp-*`` folders, never half a checkpoint.
 """
 
 import errno
@@ -146,12 +146,12 @@ class Checkpoints:
         return digest.hexdigest()
 
 
-# Written here rather than by safetensors' ``save_file``, which takes as long but makes one text of every I/O error,
-# a full disk included, and leaves the hash to a second pass over the file. Reading is the library's.
+# The file is written here rather than by safetensors' ``save_file``, which is as fast, but turns a full disk
+# into an error without a number and leaves the hash to a second pass. Reading is the library's.
 
 
 def _header(state: State) -> bytes:
-    """The safetensors header, byte for byte the library's. Raises ValueError for what is not a float32 vector."""
+    """The safetensors header, byte for byte the library's. Raises ValueError for what is no float32 vector."""
     entries, end = {}, 0
     for name, vector in sorted(state.items()):
         if vector.dtype != np.dtype("<f4") or vector.ndim != 1:

@@ -22,7 +22,7 @@ class DiskFull(OSError):
 
 
 class FileSystem(Protocol):
-    """Contents are durable after ``fsync``; names (new, renamed, removed) after ``fsync_dir`` of their folder."""
+    """Bytes are durable after ``fsync``; names (new, changed, gone) after ``fsync_dir`` of their folder."""
 
     def read(self, path: Path, offset: int = 0) -> bytes: ...
     def write(self, path: Path, chunks: Iterable[bytes | memoryview]) -> None: ...
@@ -43,7 +43,7 @@ class FileSystem(Protocol):
 
     def free_bytes(self, path: Path) -> int: ...
     def lock(self, path: Path) -> Callable[[], None] | None:
-        """Locks until the returned function is called or the process ends, however; None if another holds it."""
+        """Locks until the returned function is called or the process ends; None if another holds it."""
 
 
 class OsFileSystem:

@@ -22,6 +22,7 @@ from orchestrator.core.messages import (
     Evaluated,
     Fetch,
     Initial,
+    Leave,
     Piece,
     Ping,
     Progress,
@@ -434,6 +435,7 @@ class Driver:
             await self._evaluate_last()
         digest = await asyncio.to_thread(self.model.parameters_digest)
         self._emit(self._run_closed(status, reason, digest))
+        await self._dismiss(finished=status == "done")
         return Outcome(status, 0 if status == "done" else 3, reason)
 
     async def _evaluate_last(self) -> None:
@@ -447,6 +449,13 @@ class Driver:
         figures = self.board.figures(version)
         best = self._pin_best() == version
         self._emit(events.VersionEvaluated(evaluated=figures, best=best))
+
+    async def _dismiss(self, finished: bool) -> None:
+        """Free the silos for other runs; one that does not hear it frees itself after a while."""
+        leave = Leave(run_id=self.run_id, epoch=self.store.epoch, finished=finished)
+        calls = [self.channel.call(silo, leave) for silo in sorted(self.enrolment.online)]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), min(5.0, self.patience_s))
 
     async def _evaluate(self, silo: SiloId) -> Evaluated | None:
         request = Evaluate(

@@ -71,7 +71,9 @@ class Enrolment:
                 self.why_absent[silo] = f"gave no answer within {self._limit_s:.0f} s"
                 await self.channel.restart(silo)
             else:
-                if isinstance(reply, Joined | Refused):
+                if isinstance(reply, Refused) and reply.code == "busy":
+                    self.why_absent[silo] = reply.reason
+                elif isinstance(reply, Joined | Refused):
                     return reply
             await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
         raise AssertionError("unreachable")

@@ -1,8 +1,8 @@
 """The journal: one line per event, each verified on its own, readable while it is written.
 
-A line is ``{"crc":"<8 hex>",<rest>}``; the CRC-32 is of the exact bytes of ``<rest>``, which holds the ``event``
-and what the store needs to know about it: ``epoch`` of the driver that wrote it, ``commit`` (the version that the
-run stood at from here on, else null) and ``synced`` (how many lines were durable when this one was written).
+A line is ``{"crc":"<8 hex>",<rest>``; the CRC-32 is of the exact bytes of ``<rest>``, which holds the
+``event`` and what the store needs with it: ``epoch`` of the driver that wrote it, ``commit`` (the version that
+the run stands at from here on, else null) and ``synced`` (how many lines were durable when it was written).
 """
 
 import json
@@ -40,7 +40,7 @@ class Line(NamedTuple):
 
 
 def to_json(what: str, value: Mapping[str, Any]) -> bytes:
-    """Compact, with sorted keys. Raises ValueError naming ``what`` for NaN, infinity, and what is not JSON."""
+    """Compact, with sorted keys. Raises ValueError naming ``what`` for NaN, infinity and what is not JSON."""
     try:
         return json.dumps(value, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
@@ -48,10 +48,11 @@ def to_json(what: str, value: Mapping[str, Any]) -> bytes:
 
 
 def scan(data: bytes, path: Path, first: int | None = 0) -> list[Line]:
-    """The verified lines from the start of ``data``, up to a torn tail; ``first`` is their first number, if known.
+    """The verified lines from the start of ``data``, up to a torn tail; ``first`` is the number of the first.
 
-    What lies behind the first line that does not verify is a torn tail as long as no later line says that it was
-    durable: an interrupted write may leave holes as well as a short end. Else raises JournalDamaged.
+    What lies behind a line that does not verify is a torn tail as long as no later line says that it was
+    durable: an interrupted write may leave holes as well as a short end. Else raises JournalDamaged, except
+    where ``first`` is None and no line verifies: then there is nothing to judge by.
     """
     lines: list[Line] = []
     end, torn = 0, False
@@ -59,7 +60,7 @@ def scan(data: bytes, path: Path, first: int | None = 0) -> list[Line]:
         end += len(raw) + 1
         line = _parse(raw, end)
         if torn:
-            _check_torn(line, first or 0, path)
+            _check_torn(line, first, path)
         elif line is None or line.seq != (line.seq if first is None else first):
             torn = True
         else:
@@ -75,9 +76,9 @@ def _parse(raw: bytes, end: int) -> Line | None:
     return Line(end=end, **json.loads(b"{" + match[2]))
 
 
-def _check_torn(line: Line | None, torn: int, path: Path) -> None:
-    """Raises JournalDamaged if ``line``, which lies behind line number ``torn``, knows that one as durable."""
-    if line is not None and line.synced > torn:
+def _check_torn(line: Line | None, torn: int | None, path: Path) -> None:
+    """Raises JournalDamaged if ``line``, which lies behind line number ``torn``, knew that one as durable."""
+    if line is not None and torn is not None and line.synced > torn:
         raise JournalDamaged(
             f"{path}: line {torn + 1} is damaged; it was durable when line {line.seq + 1} was written"
         )
@@ -100,7 +101,7 @@ def read_journal(
         raise JournalDamaged(f"{path}: byte {offset} is not the end of a line; read again from the start")
     lines = scan(data[1:], path, None) if offset else scan(data, path)
     if not lines and data.count(b"\n") > 1:
-        scan(fs.read(path), path)  # only the line numbers tell a torn tail from damage
+        scan(fs.read(path), path)  # only with line numbers can damage be told from a torn tail
     return [line.event for line in lines], offset + (lines[-1].end if lines else 0)
 
 
@@ -146,7 +147,7 @@ class Journal:
         return {**event, "time": self._clock()}
 
     def write(self, event: Mapping[str, Any], commit: int | None = None, durable: bool = False) -> int:
-        """Appends one stamped event and returns its sequence number; on any error the journal is as before."""
+        """Appends one stamped event and returns its number; after an error the journal is as it was."""
         with self._mutex:
             seq, line = self._count, self._encode(event, commit)
             with naming_full(self._fs, self.path, len(line)), self._whole_or_nothing():

@@ -5,11 +5,11 @@
     journal.jsonl   one verified line per event (``orchestrator/journal.py``)
     checkpoints/    v000012, v000013, ... (``orchestrator/checkpoints.py``)
 
-**The commit point of a round is the rename of its checkpoint**, made durable. The checkpoint carries the round's
-event, so a crash before the journal line loses nothing: recovery writes that line. The world hears of rounds from
-the journal alone, hence only of committed ones. If a committed checkpoint turns out damaged, recovery goes back to
-the one before, moves what it skipped out of the way, and says so with a ``rewound`` line: what the lines before it
-say about later versions no longer counts.
+**The commit point of a round is the rename of its checkpoint**, made durable. The checkpoint carries the
+round's event, so a crash before the journal line loses nothing: recovery writes that line. The world hears of
+rounds from the journal alone, hence only of committed ones. If a committed checkpoint turns out damaged,
+recovery goes back to the one before, moves what it skipped out of the way, and says so with a ``rewound``
+line: what the lines before it say about later versions no longer counts.
 """
 
 import json
@@ -72,7 +72,7 @@ class Recovered:
 
 
 class Store:
-    """One run directory. ``append`` may be called from any thread, also during a ``commit``; the rest from one."""
+    """One run directory. ``append`` may be called from any thread, even during ``commit``; the rest by one."""
 
     def __init__(
         self,
@@ -125,8 +125,8 @@ class Store:
     def append(self, event: Mapping[str, Any], durable: bool = False) -> int:
         """Journals one event, stamped with ``seq`` and ``time``, and returns ``seq``.
 
-        One that is not ``durable`` outlives the process at once, and the machine from the next durable line on.
-        Raises ValueError for NaN and infinity, and DiskFull; the journal is then as it was.
+        One that is not ``durable`` outlives the process at once, but the machine only from the next durable
+        line on. Raises ValueError for NaN and infinity, and DiskFull; the journal is then as it was.
         """
         if self._unlock is None:
             raise LeaseLost(f"{self.root} is not acquired")
@@ -139,9 +139,9 @@ class Store:
     def commit(self, version: int, state: State, event: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Makes the version durable, then its event in the journal; then deletes checkpoints that may go.
 
-        ``state`` must not change meanwhile. After an error the version does not count and may be committed anew;
-        if the process ends instead, recovery may find it whole and take it, with its event. Raises ValueError for
-        a version not above the last one, DiskFull, LeaseLost.
+        ``state`` must not change meanwhile. After an error the version does not count and may be committed
+        anew; if the process ends instead, recovery may find it whole and take it, with its event. Raises
+        ValueError for a version not above the last one, DiskFull, LeaseLost.
         """
         self._check_lease()
         if not self._recovered:
@@ -194,15 +194,13 @@ class Store:
 
     def _agree(self, found: Recovered) -> None:
         """Makes the journal's last version that of the checkpoint found."""
+        if self._journal.synced < found.journal_lines:
+            had = f"{found.journal_lines} when {checkpoint_name(found.version)} was made"
+            raise JournalDamaged(f"{self._journal.path} has {self._journal.synced} lines, but had {had}")
         # First out of the way, or a later recovery might yet take one of them for the run's newest.
         for version in self._checkpoints.versions():
             if version > found.version:
                 self._checkpoints.set_aside(version)
-        if self._journal.synced < found.journal_lines:
-            raise JournalDamaged(
-                f"{self._journal.path} has {self._journal.synced} lines, and had {found.journal_lines} durable ones "
-                f"before {checkpoint_name(found.version)}"
-            )
         if self._journal.commit is None or self._journal.commit < found.version:
             self._journal.write(found.event, commit=found.version, durable=True)
         elif self._journal.commit > found.version:
@@ -257,7 +255,7 @@ class Store:
             self._fs.fsync_dir(self.root)
 
     def _check_lease(self) -> None:
-        """Raises LeaseLost if another driver has come since, which only a file system without locks lets happen."""
+        """Raises LeaseLost if another driver has come since (a file system without locks lets it)."""
         if self._unlock is None:
             raise LeaseLost(f"{self.root} is not acquired")
         lease = self._lease()

@@ -11,6 +11,7 @@ from orchestrator.core.events import (
     EVENT,
     Event,
     Figures,
+    Rewound,
     RoundClosed,
     RunClosed,
     RunOpened,
@@ -25,7 +26,10 @@ JOURNAL = "journal.jsonl"
 SUMMARY = "summary.json"
 
 _CONTRIBUTOR = {"silo", "weight", "staleness", "base_version", "num_examples", "num_steps", "norm"}
-_KNOWN = {"run_opened", "silo_joined", "silo_down", "update_refused", "round_closed", "version_evaluated", "run_closed"}
+_KNOWN = {"run_opened", "rewound", "run_closed", "silo_joined", "silo_down", "update_refused"} | {
+    "round_closed",
+    "version_evaluated",
+}
 
 
 def write_summary(run_dir: Path) -> dict[str, Any]:
@@ -80,7 +84,7 @@ class _Seen:
     num_dropped: int = 0
     """Rounds that were recorded and are done again, because a run went on from an older checkpoint."""
     in_hand: list[int] = field(default_factory=list)
-    """Versions that a driver was making when it died."""
+    """Versions that a driver was making when it died. Made again, each counts as one round done twice."""
     rounds: dict[int, RoundClosed] = field(default_factory=dict)
     figures: dict[int, Figures] = field(default_factory=dict)
     best: int | None = None
@@ -97,6 +101,8 @@ class _Seen:
         match event:
             case RunOpened():
                 self._open(event)
+            case Rewound():
+                self._rewind(event.version)
             case SiloJoined():
                 self.joined[event.silo] = event
             case UpdateRefused():
@@ -169,6 +175,7 @@ def _version(seen: _Seen, version: int) -> dict[str, Any]:
         "bytes_up": closed.bytes_up,
         "bytes_down": closed.bytes_down,
         "update_norm": closed.update_norm,
+        "lineage": closed.lineage,
     }
 
 

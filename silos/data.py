@@ -5,7 +5,7 @@ group, or an Arrow file). A user's own task is given the opened `TableData` or `
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
-from pyarrow import fs
+from pyarrow import csv, fs
 
 from orchestrator.core.errors import BadInput
-from silos import columns as convert
+from silos.columns import Column, shortened
 from silos.config import ColumnSplit, DatasetConfig
 from silos.files import TABLES, Place, fingerprint, is_image_folder, nearest, places, table_files
 from silos.image_files import ImageFolder, TableImages
@@ -38,7 +38,9 @@ class Block(NamedTuple):
 def open_data(config: DatasetConfig, silo_dir: Path) -> "TableData | ImageFolder":
     """Open what ``silo.yaml`` describes; relative paths start at ``silo_dir``. `BadInput` if it cannot be read."""
     found = places(config, silo_dir)
-    return ImageFolder(config, found) if is_image_folder(config, found) else TableData(config, table_files(found))
+    if is_image_folder(config, found):
+        return ImageFolder(config, found)
+    return TableData(config, table_files(found))
 
 
 class TableData:
@@ -64,38 +66,23 @@ class TableData:
         """Numbers of a split's rows, rising; `BadInput` when there are none."""
         rows = self._rows[split]
         if not len(rows) and not (split == "test" and wants_no_test(self.config)):
-            raise BadInput(f"{self._first_file}: no {split} rows{self._why_none(split)}; check 'splits' in silo.yaml")
+            why = self._why_none(split)
+            raise BadInput(f"{self._first_file}: no {split} rows{why}; check 'splits' in silo.yaml")
         return rows
 
-    def read(self, columns: Sequence[str], split: Split) -> pa.Table:
-        """These columns of a split, as they are stored (CSV: as text), in the order of `rows`."""
+    def read(self, columns: Sequence[str], split: Split) -> dict[str, Column]:
+        """These columns of a split, in the order of `rows`. CSV files hold text: `Column.numbers` converts it."""
         rows = self.rows(split)
         table = self._table({name: self._in_file(self.config.in_file(name)) for name in columns})
-        return table if len(rows) == table.num_rows else table.take(pa.array(rows))
-
-    def numbers(self, column: str, values: pa.ChunkedArray, split: Split) -> NDArray[np.float64]:
-        """A column that `read` gave, as numbers; missing ones are NaN."""
-        return convert.numbers(column, values, self.config.codes(column), self._where(split))
-
-    def levels(
-        self, column: str, values: pa.ChunkedArray, names: Sequence[str | int], split: Split
-    ) -> NDArray[np.int64]:
-        """A column that `read` gave, as positions in ``names``; missing ones are -1."""
-        return convert.levels(column, values, names, self.config.codes(column), self._where(split))
-
-    def class_numbers(
-        self, column: str, values: pa.ChunkedArray, num_classes: int, classes: Sequence[str | int], split: Split
-    ) -> NDArray[np.int64]:
-        """A column that `read` gave, as classes from 0 (positions in ``classes`` if given); missing ones are -1."""
-        names = tuple(classes or self.config.classes)
-        return convert.labels(column, values, num_classes, names, self.config.codes(column), self._where(split))
+        if len(rows) < table.num_rows:
+            table = table.take(pa.array(rows))
+        return {name: Column(name, table[name], self.config.codes(name), self._places(split)) for name in columns}
 
     def labels(self, split: Split, num_classes: int, classes: Sequence[str | int] = ()) -> NDArray[np.int64]:
         """Class numbers of a split's images (column ``label``); `BadInput` where one is missing."""
-        values = self.read(["label"], split)["label"]
-        numbers = self.class_numbers("label", values, num_classes, classes, split)
+        numbers = self.read(["label"], split)["label"].labels(num_classes, classes or self.config.classes)
         if (numbers < 0).any():
-            raise BadInput(f"{self._where(split)(int(np.argmin(numbers)))}: no label; remove the row")
+            raise BadInput(f"{self._places(split)(int(np.argmin(numbers)))}: no label; remove the row")
         return numbers
 
     def images(self, split: Split) -> TableImages:
@@ -131,7 +118,7 @@ class TableData:
     def _first_file(self) -> Path:
         return self.files[0].path
 
-    def _where(self, split: Split) -> convert.Where:
+    def _places(self, split: Split) -> Callable[[int], str]:
         return lambda i: self.place(int(self.rows(split)[i]))
 
     def _in_file(self, name: str) -> str:
@@ -161,7 +148,7 @@ class TableData:
             tags = [split_of[block.fragment.path] for block in self.blocks]
             return np.repeat(tags, [block.num_rows for block in self.blocks])
         if isinstance(splits, ColumnSplit):
-            return column_tags(self._table({"split": self._in_file(splits.column)})["split"], splits)
+            return column_tags(self._split_column(splits), splits)
         num_rows = sum(block.num_rows for block in self.blocks)
         return share_tags(np.arange(num_rows, dtype=np.uint64), splits)
 
@@ -169,15 +156,19 @@ class TableData:
         splits = self.config.splits
         if self.files[0].split or not isinstance(splits, ColumnSplit):
             return f" among {sum(block.num_rows for block in self.blocks)}"
-        found = self._table({"split": splits.column})["split"].unique().to_pylist()[:6]
-        return f": no row has '{getattr(splits, split)}' in column '{splits.column}' (found: {', '.join(map(str, found))})"
+        found = shortened(self._split_column(splits).values.unique().to_pylist())
+        return f": no row has '{getattr(splits, split)}' in column '{splits.column}' (it holds: {found})"
+
+    def _split_column(self, splits: ColumnSplit) -> Column:
+        values = self._table({splits.column: self._in_file(splits.column)})[splits.column]
+        return Column(splits.column, values, (), self.place)
 
 
 def _open(files: Sequence[Path]) -> ds.Dataset:
     """One dataset over all files, columns that differ in width (int and float) widened."""
     form = TABLES[files[0].suffix.lower()]
     try:
-        read_as = ds.CsvFileFormat(pa.csv.ParseOptions(delimiter=_delimiter(files[0]))) if form == "csv" else form
+        read_as = _csv(files[0]) if form == "csv" else form
         names = [str(file) for file in files]
         dataset = ds.dataset(names, format=read_as, filesystem=fs.LocalFileSystem(use_mmap=True))
         schemas = [fragment.physical_schema for fragment in dataset.get_fragments()]
@@ -186,10 +177,11 @@ def _open(files: Sequence[Path]) -> ds.Dataset:
         raise BadInput(f"{_broken(files, error)}: cannot be read as {form}: {_first_line(error)}") from None
 
 
-def _delimiter(file: Path) -> str:
+def _csv(file: Path) -> ds.CsvFileFormat:
+    """CSV with the delimiter that the first line holds most of."""
     with file.open(encoding="utf-8-sig") as lines:
         header = lines.readline()
-    return max(",;\t|", key=header.count)
+    return ds.CsvFileFormat(csv.ParseOptions(delimiter=max(",;\t|", key=header.count)))
 
 
 def _as_text(schemas: Sequence[pa.Schema]) -> pa.Schema:

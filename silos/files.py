@@ -37,7 +37,7 @@ def _matches(patterns: str | tuple[str, ...], folder: Path) -> list[Path]:
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         matched = glob.glob(str(folder / Path(pattern).expanduser()), recursive=True)
         if not matched:
-            raise BadInput(f"{folder / pattern}: no such file; check 'path' in silo.yaml (it starts at the file's folder)")
+            raise BadInput(f"{folder / pattern}: no such file; 'path' in silo.yaml starts at that file's folder")
         found.update(Path(each) for each in matched)
     return sorted(found)
 
@@ -73,7 +73,8 @@ def _check_one_format(given: tuple[Place, ...], files: list[Place]) -> None:
             raise BadInput(f"{path}: unknown ending; a table ends in one of {allowed}")
     formats = sorted({TABLES[path.suffix.lower()] for path, _ in files})
     if len(formats) > 1:
-        raise BadInput(f"{files[0].path.parent}: files of several formats ({', '.join(formats)}); name those of one in 'path'")
+        several = ", ".join(formats)
+        raise BadInput(f"{files[0].path.parent}: files of several formats ({several}); name those of one in 'path'")
 
 
 def fingerprint(files: Iterable[Place], config: DatasetConfig) -> str:

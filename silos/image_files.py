@@ -54,7 +54,8 @@ class TableImages:
         self._at_hand: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         kind = data.schema.field(column).type
         if not _holds_bytes(kind):
-            raise BadInput(f"{data.files[0].path}: column '{column}' is of type {kind}; images are bytes, or a struct with 'bytes'")
+            file = data.files[0].path
+            raise BadInput(f"{file}: column '{column}' is of type {kind}; images are bytes, or a struct with 'bytes'")
 
     @cached_property
     def blocks(self) -> NDArray[np.int64]:
@@ -107,7 +108,8 @@ class ImageFolder:
             Place(path, split) for root, split in roots for name in self.classes for path in _images_in(root / name)
         )
         if not self.files:
-            raise BadInput(f"{roots[0].path}: no image in a folder per class ({', '.join(self.classes) or 'no folders'})")
+            looked = ", ".join(self.classes) or "no folders"
+            raise BadInput(f"{roots[0].path}: no image in a folder per class ({looked})")
         self._roots = tuple(roots)
 
     @cached_property
@@ -136,7 +138,8 @@ class ImageFolder:
         """Numbers of a split's files; `BadInput` when there are none."""
         rows = np.flatnonzero(self._tags == split)
         if not len(rows) and not (split == "test" and wants_no_test(self.config)):
-            raise BadInput(f"{self._roots[0].path}: no {split} images among {len(self.files)}; check 'splits' in silo.yaml")
+            root = self._roots[0].path
+            raise BadInput(f"{root}: no {split} images among {len(self.files)}; check 'splits' in silo.yaml")
         return rows
 
     @cached_property
@@ -158,7 +161,8 @@ class ImageFolder:
             if not root.is_dir():
                 raise BadInput(f"{root}: not a folder; images of one folder per class need a folder as 'path'")
             if not split and isinstance(self.config.splits, ColumnSplit):
-                raise BadInput(f"{root}: image folders have no columns; use splits.test_share, or path: {{train: ..., test: ...}}")
+                remedy = "use splits.test_share, or path: {train: ..., test: ...}"
+                raise BadInput(f"{root}: image folders have no columns to split by; {remedy}")
 
 
 def _class_folders(roots: Sequence[Place]) -> tuple[str, ...]:

@@ -14,26 +14,25 @@ def review(job: Job, config: SiloConfig) -> str | None:
 
 
 def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
-    policy, task = config.policy, job.task
+    policy, task, silo = config.policy, job.task, config.name
     if task.dataset not in config.datasets:
-        known = ", ".join(sorted(config.datasets))
-        yield f"{config.name} has no data set '{task.dataset}'; its silo.yaml names: {known}"
+        yield f"{silo} has no data set '{task.dataset}'; its silo.yaml names: {_listed(sorted(config.datasets))}"
     if not isinstance(task, OwnTask) and task.name not in policy.allow_tasks:
-        yield f"{config.name} does not allow the task '{task.name}'; its policy.allow_tasks: {_listed(policy.allow_tasks)}"
+        yield f"{silo} does not allow the task '{task.name}' (policy.allow_tasks: {_listed(policy.allow_tasks)})"
     for module in sorted(modules(task)):
         if not code_allowed(module, policy.allow_code):
-            yield f"{config.name} does not allow code of '{module}'; its policy.allow_code: {_listed(policy.allow_code)}"
+            yield f"{silo} does not allow code of '{module}' (policy.allow_code: {_listed(policy.allow_code)})"
     if policy.allow_strategies != "all" and job.strategy.name not in policy.allow_strategies:
         allowed = _listed(policy.allow_strategies)
-        yield f"{config.name} does not allow the strategy '{job.strategy.name}'; its policy.allow_strategies: {allowed}"
+        yield f"{silo} does not allow the strategy '{job.strategy.name}' (policy.allow_strategies: {allowed})"
     if job.policy.min_updates < policy.min_cohort:
         yield (
-            f"{config.name} wants at least {policy.min_cohort} silos in every average (policy.min_cohort); a round "
+            f"{silo} wants at least {policy.min_cohort} silos in every average (policy.min_cohort); a round "
             f"of this job may close with {job.policy.min_updates} (rounds.min_updates)"
         )
     if not policy.share_counts and job.combine.weights == "examples":
         yield (
-            f"{config.name} keeps its number of rows to itself (policy.share_counts); use combine.weights: uniform, "
+            f"{silo} keeps its number of rows to itself (policy.share_counts); use combine.weights: uniform, "
             "or numbers that the silos agreed on"
         )
 

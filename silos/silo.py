@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Iterable
 from dataclasses import replace
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from orchestrator.core.messages import (
     Initial,
     Join,
     Joined,
+    Leave,
     Piece,
     Ping,
     Progress,
@@ -44,6 +45,10 @@ KEPT_UPDATES = 2
 """Updates kept for a driver that asks again after a crash; the newest, and one that it may not have folded."""
 
 
+BUSY_S = 60.0
+"""A run that has not asked for anything for so long may be replaced by another."""
+
+
 class Silo:
     """Holds one job at a time. `handle` may be called from several threads: `Fetch`, `Ping` and `Stop` are
     answered while another thread trains."""
@@ -60,6 +65,7 @@ class Silo:
         self._cancelled = threading.Event()
         self._progress = ("idle", -1, 0, 0)
         self._marks = 0
+        self._asked_at = 0.0
 
     @property
     def name(self) -> str:
@@ -80,14 +86,18 @@ class Silo:
     def _dispatch(self, request: Request) -> Reply:
         match request:
             case Ping():
+                self._asked_at = monotonic()
                 return self._pong()
             case Stop():
                 self._cancelled.set()
                 return self._pong()
             case Join():
                 return self._join(request)
+            case Leave():
+                return self._leave(request)
         if self._trainer is None or self._joined is None or self._joined[0] != request.run_id:
             return self._refused("job", "this process has not joined the run")
+        self._asked_at = monotonic()
         match request:
             case Initial():
                 return Piece(packet=dict(self._trainer.initial()))
@@ -102,6 +112,8 @@ class Silo:
     def _join(self, request: Join) -> Reply:
         if self._joined and self._joined[0] == request.run_id and self._job_digest == request.job_digest:
             return self._joined[1]
+        if self._joined and self._joined[0] != request.run_id and monotonic() - self._asked_at < BUSY_S:
+            return self._refused("busy", f"works for the run {self._joined[0]}")
         job = Job.model_validate_json(request.job)
         if job.digest != request.job_digest:
             return self._refused("job", "the job's digest does not fit its text: other Siloray version?")
@@ -114,6 +126,15 @@ class Silo:
         self._joined = request.run_id, self._describe(job, trainer)
         self._mark("idle", -1, 0, 0)
         return self._joined[1]
+
+    def _leave(self, request: Leave) -> Reply:
+        if self._joined and self._joined[0] == request.run_id:
+            self._joined, self._trainer, self._job = None, None, None
+            with self._lock:
+                self._outbox = {}
+        if request.finished:
+            SiloState(self.site.state_folder(request.run_id)).forget()
+        return self._pong()
 
     def _describe(self, job: Job, trainer: Trainer) -> Joined:
         return Joined(

@@ -4,10 +4,9 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from silos.columns import text_of
+from silos.columns import Column
 from silos.config import ColumnSplit, DatasetConfig, ShareSplit
 
 Tags = NDArray[np.str_]
@@ -34,9 +33,9 @@ def name_keys(names: Iterable[str]) -> NDArray[np.uint64]:
     return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.uint64)
 
 
-def column_tags(values: pa.ChunkedArray, splits: ColumnSplit) -> Tags:
+def column_tags(column: Column, splits: ColumnSplit) -> Tags:
     """The split that the column's value names."""
-    text = np.array(text_of(values, ()).fill_null("").to_pylist(), dtype=np.str_)
+    text = np.array(column.text.fill_null("").to_pylist(), dtype=np.str_)
     return np.select([text == str(splits.train), text == str(splits.test)], ["train", "test"], "")
 
 

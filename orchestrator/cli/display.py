@@ -9,7 +9,15 @@ from typing import Any, Protocol
 
 from orchestrator.cli import words
 from orchestrator.cli.view import SiloView, View
-from orchestrator.core.events import Event, RoundClosed, RunOpened, SiloDown, SiloJoined, UpdateRefused, Waiting
+from orchestrator.core.events import (
+    Event,
+    RoundClosed,
+    RunOpened,
+    SiloDown,
+    SiloJoined,
+    UpdateRefused,
+    Waiting,
+)
 
 MAX_SILOS = 24
 """Silos that the picture lists; of the others it gives the number."""
@@ -105,9 +113,10 @@ def sentence(event: Event, view: View) -> str:
         case RoundClosed():
             return _round(event, view)
         case SiloDown():
-            return f"{event.silo} lost in round {view.version + 1}: {words.one_line(event.why)}"
+            return f"{event.silo} lost in round {view.round}: {words.one_line(event.why)}"
         case UpdateRefused():
-            return f"{event.silo} refused in round {view.version + 1} ({event.code}): {words.one_line(event.reason)}"
+            why = f"({event.code}): {words.one_line(event.reason)}"
+            return f"{event.silo} refused in round {view.round} {why}"
         case Waiting():
             until = words.duration(event.until_s)
             return f"waiting for {words.some(event.silos)}: {words.one_line(event.why)}; gives up in {until}"
@@ -157,7 +166,8 @@ def _figures(view: View) -> list[Any]:
         text = Text(f"{name:>12} {words.figure(value):<9}")
         text.append(words.sparkline(view.series(name)), style=_ARROWS[view.trend(name)])
         best = view.figures.get(view.best, {}).get(name) if view.best is not None else None
-        lines.append(text.append(f"  best version: {words.figure(best)}" if best is not None else "", style="dim"))
+        known = "" if best is None else f"  best version: {words.figure(best)}"
+        lines.append(text.append(known, style="dim"))
     return lines
 
 

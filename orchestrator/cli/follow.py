@@ -36,7 +36,7 @@ class Followed:
 
 
 class Signals:
-    """Ctrl-C and SIGTERM: the first is answered between two events, the second raises `LeftAtOnce` anywhere."""
+    """Ctrl-C and SIGTERM: the first is answered between events, the second raises `LeftAtOnce` anywhere."""
 
     def __init__(self, first: Callable[[Display], None]) -> None:
         self._first: Callable[[Display], None] | None = first
@@ -70,7 +70,7 @@ def follow(run: Run, as_json: bool, first_signal: Callable[[Display], None]) -> 
     view, durable = View(), list[Event]()
     with _counting(first_signal) as signals, display(view, as_json) as show:
         for lines, num_old in _batches(run):
-            for index, line in enumerate(lines):
+            for index, line in enumerate(_timed(lines)):
                 event = EVENT.validate_python(line)
                 view.fold(event)
                 durable += [event] if event.durable else []
@@ -78,6 +78,12 @@ def follow(run: Run, as_json: bool, first_signal: Callable[[Display], None]) -> 
                     show(line, event, view)
             signals.answer(show)
     return Followed(_ended(run), durable)
+
+
+def _timed(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What comes straight from the driver has no time yet: it happened just now."""
+    now = time.time()
+    return (line if line.get("time") else {**line, "time": now} for line in lines)
 
 
 def _ended(run: Run) -> Outcome:

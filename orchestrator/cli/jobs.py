@@ -19,4 +19,5 @@ def read(path: Path) -> Job:
 def told(job: Job) -> str:
     """The job in one line."""
     rounds = f"{job.rounds.total} {job.rounds.mode} rounds"
-    return f"{job.name}: {len(job.silos)} silos, {rounds}, {job.strategy.name}; valid, digest {job.digest[:12]}"
+    asks = f"{len(job.silos)} silos, {rounds}, {job.strategy.name}"
+    return f"{job.name}: {asks}; valid, digest {job.digest[:12]}"

@@ -15,13 +15,13 @@ Address = Annotated[
     str | None,
     typer.Option(
         envvar="RAY_ADDRESS",
-        help="A Ray cluster to use, such as 'auto' or 10.0.0.1:6379; without one, Ray starts on this machine.",
+        help="A Ray cluster to use, 'auto' or host:port; without one, Ray starts on this machine.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SilosDir = Annotated[
     Path | None,
-    typer.Option(help="Folder with the silo.yaml files of silos on this machine.", exists=True, file_okay=False),
+    typer.Option(help="Folder with the silo.yaml files of silos here.", exists=True, file_okay=False),
 ]
 
 

@@ -25,5 +25,6 @@ def resume(
     command = session.command_of(note, runs_dir, run_dir.name, as_json, detach)
     job = jobs.read(command.job_file)
     if job.digest != note["job_digest"]:
-        raise BadInput(f"{command.job_file} is no longer the job of {run_dir.name}; 'siloray run' starts a new run of it")
+        changed = f"{command.job_file} is no longer the job of {run_dir.name}"
+        raise BadInput(f"{changed}; 'siloray run' starts a new run of it")
     session.perform(command, job)

@@ -16,11 +16,11 @@ def run(
     new: Annotated[bool, typer.Option("--new", help="Start another run even if one is unfinished.")] = False,
     tracking_uri: Annotated[
         str | None,
-        typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow to write to. [default: sqlite:///mlflow.db here]"),
+        typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow to write to; default: sqlite:///mlflow.db"),
     ] = None,
     no_track: Annotated[bool, typer.Option("--no-track", help="Write nothing to MLflow.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One event per line, as JSON.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Leave once it has started; needs --address.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave once started; needs --address.")] = False,
 ) -> None:
     """Train a model as the job says. The same command again goes on with an unfinished run.
 

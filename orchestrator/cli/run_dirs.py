@@ -63,7 +63,7 @@ def read_command(run_dir: Path) -> dict[str, Any]:
     try:
         command = json.loads((run_dir / COMMAND).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        raise BadInput(f"{run_dir}: how it was started is not on record; run 'siloray run JOB' again") from None
+        raise BadInput(f"{run_dir}: how it was started is not on record; use 'siloray run JOB'") from None
     if not isinstance(command, dict) or not command.keys() >= _NOTED:
         raise BadInput(f"{run_dir / COMMAND}: not what siloray wrote")
     return command
@@ -93,4 +93,6 @@ def has_driver(run_dir: Path) -> bool:
 
 def _holds(lock: list[str], pid: int | None, inode: int) -> bool:
     """``1: FLOCK ADVISORY WRITE 1234 fe:00:5678 0 EOF``."""
-    return len(lock) > 5 and lock[1] == "FLOCK" and lock[4] == str(pid) and lock[5].split(":")[-1] == str(inode)
+    if len(lock) < 6 or lock[1] != "FLOCK":
+        return False
+    return lock[4] == str(pid) and lock[5].split(":")[-1] == str(inode)

@@ -16,8 +16,6 @@ from orchestrator.cli.run_handle import Run
 from orchestrator.core.errors import BadInput
 from orchestrator.job import Job
 
-SQLITE = "sqlite:///"
-
 LEAVING_S = 3.0
 """How long the second Ctrl-C waits for the driver to take note."""
 
@@ -68,10 +66,10 @@ def command_of(note: Mapping[str, Any], runs_dir: Path, run_id: str, as_json: bo
 
 
 def tracking_uri(given: str | None) -> str:
-    """As given, else a file here. A relative SQLite path is made absolute: the driver runs in another folder."""
-    uri = given or f"{SQLITE}mlflow.db"
-    path = uri.removeprefix(SQLITE)
-    return f"{SQLITE}{Path(path).absolute()}" if uri.startswith(SQLITE) and path else uri
+    """As given, else a file in this folder; the driver runs in another one."""
+    from tracking.server import absolute
+
+    return absolute(given or "sqlite:///mlflow.db")
 
 
 def perform(command: Command, job: Job) -> None:
@@ -80,7 +78,7 @@ def perform(command: Command, job: Job) -> None:
     try:
         _perform(command, job)
     except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into SystemExit
-        say("left before the first round; the same command goes on with it")
+        say("left; the same command goes on with it")
         raise typer.Exit(STOPPED) from None
 
 
@@ -89,7 +87,8 @@ def _perform(command: Command, job: Job) -> None:
     run_dir = command.runs_dir / run.run_id
     run_dirs.note_command(run_dir, command.note(job))
     if command.detach:
-        typer.echo(f"{run.run_id} runs on; 'siloray watch {run.run_id}' shows it, 'siloray stop {run.run_id}' ends it")
+        run_id = run.run_id
+        typer.echo(f"{run_id} runs on; 'siloray watch {run_id}' shows it, 'siloray stop {run_id}' ends it")
         return
     raise typer.Exit(attend(run, run_dir, command.as_json))
 
@@ -103,7 +102,8 @@ def _check(command: Command, job: Job) -> None:
 
         check_silos(command.silos_dir, job.silos, job.task.dataset)
     elif command.address is None:
-        raise BadInput(f"{command.job_file.parent / 'silos'}: no such folder; say with --silos-dir where the silos are")
+        folder = command.job_file.parent / "silos"
+        raise BadInput(f"{folder}: no such folder; say with --silos-dir where the silos are")
 
 
 def _start(command: Command, job: Job) -> Run:
@@ -130,7 +130,7 @@ def _start(command: Command, job: Job) -> Run:
 
 
 def attend(run: Run, run_dir: Path, as_json: bool) -> int:
-    """Follow a run that this command answers for; its exit code. ``run_dir`` is its directory on this machine."""
+    """Follow a run that this command answers for; its exit code. ``run_dir``: its directory here."""
     from orchestrator.cli.ending import conclude
     from orchestrator.cli.follow import LeftAtOnce, follow
     from orchestrator.transport import ray as transport

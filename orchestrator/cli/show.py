@@ -47,8 +47,9 @@ def head(summary: Mapping[str, Any], running: bool) -> list[str]:
         f"{rounds} in {took}, started {words.clock(summary['started'])}, resumed {summary['resumed']} times",
         f"job {summary['job_digest']}, parameters {summary['parameters_digest'] or 'not final'}",
     ]
-    best = summary["best"]
-    return lines + ([f"best: version {best['version']}, {best['metric']} {_value(best['value'])}"] if best else [])
+    if best := summary["best"]:
+        lines.append(f"best: version {best['version']}, {best['metric']} {_value(best['value'])}")
+    return lines
 
 
 def _value(value: float | None) -> str:
@@ -84,12 +85,9 @@ def _figures(entry: Mapping[str, Any], names: list[str]) -> list[str]:
 
 def incidents(summary: Mapping[str, Any]) -> list[str]:
     """Refusals and losses, a line each."""
-    refused = [
-        f"refused: {each['silo']} at version {each['version']} ({each['code']}): {words.one_line(each['reason'])}"
-        for each in summary["refused"]
-    ]
-    lost = [
-        f"lost: {each['silo']} at version {each['version']}: {words.one_line(each['why'])}"
-        for each in summary["lost"]
-    ]
-    return refused + lost
+    refused = [_incident("refused", each, f"{each['code']}: {each['reason']}") for each in summary["refused"]]
+    return refused + [_incident("lost", each, each["why"]) for each in summary["lost"]]
+
+
+def _incident(what: str, each: Mapping[str, Any], why: str) -> str:
+    return f"{what}: {each['silo']} at version {each['version']}: {words.one_line(why)}"

@@ -12,7 +12,7 @@ from orchestrator.cli.run_handle import SiloLine
 
 
 def silos(
-    job: Annotated[Path | None, typer.Argument(metavar="[JOB]", help="Ask about this job's silos only.")] = None,
+    job: Annotated[Path | None, typer.Argument(metavar="[JOB]", help="Only this job's silos.")] = None,
     address: options.Address = None,
     silos_dir: options.SilosDir = None,
     as_json: options.AsJson = False,
@@ -45,8 +45,13 @@ def _beside(job: Path | None, address: str | None) -> Path | None:
 
 
 def _plain(line: SiloLine) -> dict[str, object]:
-    datasets = {name: dict(rows) for name, rows in line.datasets.items()}
-    return {"name": line.name, "state": line.state, "node": line.node, "device": line.device, "datasets": datasets}
+    return {
+        "name": line.name,
+        "state": line.state,
+        "node": line.node,
+        "device": line.device,
+        "datasets": {name: dict(rows) for name, rows in line.datasets.items()},
+    }
 
 
 def _print(lines: Sequence[SiloLine]) -> None:

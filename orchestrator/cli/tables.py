@@ -70,5 +70,7 @@ def _change(metric: str, first: Mapping[str, float], last: Mapping[str, float]) 
     if metric not in first or metric not in last:
         return words.figure(last[metric]) if metric in last else ""
     before, after = first[metric], last[metric]
-    better = "" if before == after else "  better" if (after > before) == larger_is_better(metric) else "  worse"
-    return f"{words.figure(before)} → {words.figure(after)}{better}"
+    change = f"{words.figure(before)} → {words.figure(after)}"
+    if before == after:
+        return change
+    return change + ("  better" if (after > before) == larger_is_better(metric) else "  worse")

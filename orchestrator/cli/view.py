@@ -109,13 +109,15 @@ class View:
                 self.waiting = event
 
     def _open_round(self, event: RoundOpened) -> None:
-        self.round, self.round_since, self.waiting = self.version + 1, event.time, None
+        self.round, self.round_since, self.waiting = event.version + 1, event.time, None
         for name, silo in self.silos.items():
             if silo.state not in {"starting", "working", "lost"}:
-                silo.now(*(("ready", "waiting") if name in event.cohort else ("resting", "not in this round")))
+                drawn = name in event.cohort
+                silo.now("ready" if drawn else "resting", "waiting" if drawn else "not in this round")
 
     def _close_round(self, event: RoundClosed) -> None:
-        self.version, self.waiting = event.version, None
+        """The next round may have been opened before: training goes on while a version is made durable."""
+        self.version, self.round = event.version, max(self.round, event.version)
         self.round_seconds = [*self.round_seconds, event.seconds.get("round", 0.0)][-RECENT:]
         self._evaluate(event.evaluated, event.best)
 
@@ -160,7 +162,7 @@ class View:
 
     def series(self, metric: str) -> list[float]:
         """Pooled values of a metric, oldest first."""
-        return [self.figures[version][metric] for version in sorted(self.figures) if metric in self.figures[version]]
+        return [figures[metric] for _, figures in sorted(self.figures.items()) if metric in figures]
 
     def trend(self, metric: str) -> Literal["better", "worse", "same"]:
         """The last value beside the one before."""

@@ -1,8 +1,8 @@
 """Fault points: named places in the code where a test may make this process fail.
 
-``SILORAY_FAULT=point:nth:action`` fires once, when ``point`` is passed for the ``nth`` time (from 1). Actions:
-``kill`` (SIGKILL to this process), ``raise`` (FaultInjected), ``enospc`` (the disk is full), ``delay`` or
-``delay:seconds`` (default 1). The variable is read once, at import.
+``SILORAY_FAULT=point:nth:action`` fires once, when ``point`` is passed for the ``nth`` time (from 1).
+Actions: ``kill`` (SIGKILL to this process), ``raise`` (FaultInjected), ``enospc`` (the disk is full),
+``delay`` or ``delay:seconds`` (default 1). The variable is read once, at import.
 """
 
 import errno

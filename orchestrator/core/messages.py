@@ -79,6 +79,14 @@ class Stop(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leave(Request):
+    """The run has ended: its updates and private state may go, and another run may have the silo."""
+
+    finished: bool
+    """False when the run was stopped and may go on: its private state stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
     """A silo's description of itself, as far as its policy lets it out."""
 
@@ -168,7 +176,7 @@ class Refused:
     """The silo will not: its policy, its data or the request forbids it."""
 
     silo: SiloId
-    code: Literal["policy", "data", "fenced", "unknown", "cancelled", "job", "failed"]
+    code: Literal["policy", "data", "fenced", "unknown", "cancelled", "job", "busy", "failed"]
     reason: str
 
 

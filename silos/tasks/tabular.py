@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn import functional
 from orchestrator.core.errors import BadInput
 from orchestrator.core.metrics import AUC_BINS, MetricSums, Sums
 from orchestrator.task import Logistic, Mlp, Tabular
+from silos.columns import Column
 from silos.data import TableData
 from silos.tasks import own
 from silos.tasks.order import shuffled
@@ -107,21 +107,14 @@ class TabularTask:
         return own.tried(spec.model.name, model, self._tensors["train"][0][:1].repeat(2, 1), wanted)
 
     def _read(self, split: Split) -> Rows:
-        spec, data = self._spec, self._data
-        table = data.read([*spec.features, spec.target], split)
-        target = table[spec.target]
-        labels = data.class_numbers(spec.target, target, spec.num_classes, spec.classes, split)
-        numeric = [name for name in spec.features if name not in spec.categories]
-        parts = [data.numbers(name, table[name], split)[:, None] for name in numeric]
-        parts += [self._one_hot(name, table[name], split) for name in spec.features if name in spec.categories]
-        return Rows(np.concatenate(parts, axis=1), labels)
-
-    def _one_hot(self, name: str, column: pa.ChunkedArray, split: Split) -> Matrix:
-        names = self._spec.categories[name]
-        found = self._data.levels(name, column, names, split)
-        columns = (found[:, None] == np.arange(1, len(names))).astype(np.float64)
-        columns[found < 0] = np.nan
-        return columns
+        spec = self._spec
+        columns = self._data.read([*spec.features, spec.target], split)
+        numeric = [columns[name].numbers()[:, None] for name in spec.features if name not in spec.categories]
+        indicators = [
+            _one_hot(columns[name], spec.categories[name]) for name in spec.features if name in spec.categories
+        ]
+        labels = columns[spec.target].labels(spec.num_classes, spec.classes or self._data.config.classes)
+        return Rows(np.concatenate(numeric + indicators, axis=1), labels)
 
     def _prepared(self, read: dict[Split, Rows]) -> dict[Split, tuple[Tensor, Tensor]]:
         mean = self._means(read["train"].inputs) if self._data.config.missing_rows == "mean" else None
@@ -150,7 +143,7 @@ class TabularTask:
         empty = np.flatnonzero(~known.any(axis=0))
         if empty.size:
             name, file = self.inputs[int(empty[0])], self._data.files[0].path
-            raise BadInput(f"{file}: '{name}' has no value in any training row, so there is no mean; remove it from task.features")
+            raise BadInput(f"{file}: '{name}' has no value in any training row, so no mean; leave it out of task.features")
         return np.where(known, inputs, 0.0).sum(axis=0) / known.sum(axis=0)
 
     def _none_complete(self, rows: Rows) -> str:
@@ -187,6 +180,14 @@ def score_histogram(scores: Tensor, labels: Tensor) -> Sums:
     bins = (span / (2 * _LOGIT_LIMIT) * AUC_BINS).long().clamp(max=AUC_BINS - 1)
     counts = torch.bincount(bins + AUC_BINS * (labels > 0.5), minlength=2 * AUC_BINS)
     return Sums("auc", tuple(counts.double().tolist()))
+
+
+def _one_hot(column: Column, names: Sequence[str | int]) -> Matrix:
+    """One column for each level but the first; NaN in all where the value is missing."""
+    found = column.levels(names)
+    indicators = (found[:, None] == np.arange(1, len(names))).astype(np.float64)
+    indicators[found < 0] = np.nan
+    return indicators
 
 
 def _standard(inputs: Matrix) -> tuple[Matrix, Matrix]:

@@ -1,9 +1,9 @@
 """A file system in memory that loses what a real one may lose.
 
-Files and folders are nodes; each has what programs see and what is on the platter. ``fsync`` moves a file's bytes
-to the platter, ``fsync_dir`` a folder's names. At a power cut every folder keeps an arbitrary prefix of its pending
-changes of names, and every file that was not synced keeps its old bytes, or a part of the new ones, possibly with a
-hole of zeros; the name of a file that was never synced may survive without any bytes.
+Files and folders are nodes; each has what programs see and what is on the platter. ``fsync`` moves a file's
+bytes to the platter, ``fsync_dir`` a folder's names. At a power cut every folder keeps an arbitrary prefix of
+its pending changes of names, and every file that was not synced keeps its old bytes, or a part of the new
+ones, possibly with a hole of zeros; the name of a file that was never synced may survive without any bytes.
 """
 
 import errno
@@ -12,6 +12,9 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+HOLE_BYTES = 200
+"""Longest hole; it stands for a block that was not written yet when a later one was."""
 
 
 class Crash(BaseException):
@@ -44,7 +47,7 @@ class CrashFileSystem:
 
     def __init__(self) -> None:
         self.root = Folder()
-        self.capacity = float("inf")
+        self.capacity = 2**62
         """Bytes that all files together may have."""
         self.steps = 0
         self._locks: set[Path] = set()
@@ -54,7 +57,7 @@ class CrashFileSystem:
     # What a test does to it.
 
     def arm(self, steps: int | None, error: type[BaseException] = Crash) -> None:
-        """Raises ``error`` at the step after so many; Crash goes on until ``restart``, OSError (EIO) comes once."""
+        """Raises ``error`` after so many steps; Crash goes on until ``restart``, OSError (EIO) comes once."""
         self._alarm = None if steps is None else (self.steps + steps, error)
 
     def restart(self, chance: random.Random, power_cut: bool) -> None:
@@ -140,7 +143,7 @@ class CrashFileSystem:
         return list(self._folder(path).names)
 
     def free_bytes(self, path: Path) -> int:
-        return int(min(self.capacity - self.used_bytes(), 2**62))
+        return max(self.capacity - self.used_bytes(), 0)
 
     def lock(self, path: Path) -> Callable[[], None] | None:
         self._step()
@@ -165,14 +168,14 @@ class CrashFileSystem:
 
     def _add(self, file: File, data: bytes) -> None:
         """Appends, as one more step; what interrupts it leaves a part behind."""
-        room = self.capacity - self.used_bytes()
+        room = self.free_bytes(Path("/"))
         try:
             self._step()
         except BaseException:
             file.data += data[: min(len(data) // 2, room)]
             raise
         if len(data) > room:
-            file.data += data[: max(int(room), 0)]
+            file.data += data[:room]
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         file.data += data
 
@@ -230,11 +233,13 @@ def _torn(file: File, chance: random.Random) -> bytes:
     old, new = file.platter, file.data
     if old == new or chance.random() < 0.25:
         return old
-    safe = len(os.path.commonprefix([old, new]))
+    safe = next(
+        (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new))
+    )
     longer = new if len(new) > safe else old
     torn = bytearray(longer[: chance.randint(safe, len(longer))])
     if chance.random() < 0.5:
         start = chance.randint(safe, len(torn))
-        stop = chance.randint(start, len(torn))
+        stop = chance.randint(start, min(start + HOLE_BYTES, len(torn)))
         torn[start:stop] = bytes(stop - start)
     return bytes(torn)

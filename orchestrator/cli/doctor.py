@@ -1,0 +1,58 @@
+"""``siloray doctor``: is everything there that a run needs?"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options
+
+if TYPE_CHECKING:
+    from orchestrator.cli.checks import Check
+
+_COLOURS = {"pass": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED, "note": None}
+
+
+def doctor(
+    address: options.Address = None,
+    runs_dir: options.RunsDir = options.RUNS_DIR,
+    tracking_uri: Annotated[
+        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow to look at.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check this machine, and with --address a cluster. Exits with 1 if something must be mended."""
+    checks = _show(_checks(address, runs_dir, tracking_uri), as_json)
+    if any(each.level == "fail" for each in checks):
+        raise typer.Exit(1)
+
+
+def _checks(address: str | None, runs_dir: Path, tracking_uri: str | None) -> Iterator["Check"]:
+    from orchestrator.cli import checks, cluster_checks
+    from tracking.server import absolute
+
+    yield from checks.this_machine(runs_dir, absolute(tracking_uri or "sqlite:///mlflow.db"))
+    if address is not None:
+        yield from cluster_checks.cluster(address)
+
+
+def _show(checks: Iterable["Check"], as_json: bool) -> list["Check"]:
+    """Each as soon as it is known."""
+    seen = []
+    for each in checks:
+        seen.append(each)
+        if not as_json:
+            _line(each)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in seen]))
+    return seen
+
+
+def _line(check: "Check") -> None:
+    typer.secho(check.level, fg=_COLOURS[check.level], nl=False)
+    typer.echo(f"  {check.what}: {check.found}")
+    if check.remedy:
+        typer.echo(f"      {check.remedy}")

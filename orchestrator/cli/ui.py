@@ -1,0 +1,8 @@
+"""``siloray ui``: the MLflow pages of the runs."""
+
+
+
+
+
+def ui() -> None:
+    raise NotImplementedError

@@ -1,0 +1,147 @@
+"""Silos as Ray actors, each pinned to its organisation's node.
+
+The model goes into the object store once for the driver's node and once for each other node: silos that cannot
+reach one another would stall a shared broadcast (notes: Ray 2.60). Flat NumPy arrays travel, which readers map
+without a copy.
+"""
+
+from collections.abc import Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, TaskCancelledError
+
+from orchestrator.core.errors import BadInput, SiloLost
+from orchestrator.core.messages import (
+    Evaluate,
+    Fetch,
+    Joined,
+    Leave,
+    Ping,
+    Refused,
+    Reply,
+    Request,
+    SiloId,
+    Stop,
+    Train,
+)
+from orchestrator.core.vector import Parts
+from silos.actor import IO_THREADS, SiloActor
+
+NAMESPACE = "siloray"
+SILO_LABEL = "siloray.silo"
+ROLE_LABEL = "siloray.role"
+
+_LOST = (RayActorError, ObjectLostError, GetTimeoutError, TaskCancelledError)
+_AT_ONCE = (Fetch, Ping, Stop)
+
+
+class Published:
+    """One model version in the object store: a copy per node, made when that node first needs it."""
+
+    def __init__(self, parts: Parts, home: str) -> None:
+        self._copies = {home: ray.put(dict(parts))}
+        self._home = home
+
+    def on(self, node: str) -> Any:
+        """The reference for silos of this node."""
+        if node not in self._copies:
+            self._copies[node] = ray.put(ray.get(self._copies[self._home]))
+        return self._copies[node]
+
+
+class RayChannel:
+    """Starts the job's silo actors, or finds those that run already, and calls them."""
+
+    def __init__(self, silos: tuple[SiloId, ...], documents: dict[SiloId, str] | None) -> None:
+        """``documents``: the silo.yaml of each silo, all on this machine; None: each node has its own."""
+        self._home = ray.get_runtime_context().get_node_id()
+        self._node: dict[SiloId, str] = {}
+        self._actors = {silo: self._start(silo, documents) for silo in silos}
+
+    def online(self) -> Set[SiloId]:
+        """All of them may be asked; a call tells who does not answer."""
+        return self._actors.keys()
+
+    async def publish(self, parts: Parts) -> Published:
+        return Published(parts, self._home)
+
+    async def call(self, silo: SiloId, request: Request) -> Reply:
+        try:
+            reply: Reply = await self._send(silo, request)
+        except _LOST as error:
+            raise SiloLost(silo, _why(error)) from None
+        except RayTaskError as error:
+            return Refused(silo=silo, code="failed", reason=str(error).strip().splitlines()[-1])
+        if isinstance(reply, Joined):
+            self._node[silo] = (await self._actors[silo].place.remote())[0]
+        return reply
+
+    def _send(self, silo: SiloId, request: Request) -> Any:
+        actor = self._actors[silo]
+        if isinstance(request, _AT_ONCE):
+            return actor.answer.remote(request)
+        if isinstance(request, Train | Evaluate):
+            model = request.model.on(self._node.get(silo, self._home))
+            return actor.handle.remote(replace(request, model=None), model)
+        return actor.handle.remote(request)
+
+    async def restart(self, silo: SiloId) -> None:
+        """SIGKILL by the node's raylet, which works on a stopped process too; Ray starts it anew."""
+        ray.kill(self._actors[silo], no_restart=False)
+
+    def close(self) -> None:
+        """End the silos' processes."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+    def _start(self, silo: SiloId, documents: dict[SiloId, str] | None) -> Any:
+        options = _here(documents[silo]) if documents else _on_its_node(silo)
+        remote = ray.remote(concurrency_groups={"io": IO_THREADS})(SiloActor)
+        return remote.options(
+            name=f"silo-{silo}",
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=0,
+            **options,
+        ).remote(silo, documents[silo] if documents else None)
+
+
+def _here(document: str) -> dict[str, Any]:
+    """Several silos on one machine: no pinning, each its own process."""
+    from silos.config import load_silo
+
+    return {"num_gpus": load_silo(Path(document)).num_gpus}
+
+
+def _on_its_node(silo: SiloId) -> dict[str, Any]:
+    """Pinned by the label that the site's administrator gave the node; its GPU is counted if it has one."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Labels"].get(SILO_LABEL) == silo]
+    gpus = 1 if any(node["Resources"].get("GPU", 0) >= 1 for node in nodes) else 0
+    return {"label_selector": {SILO_LABEL: silo}, "num_gpus": gpus}
+
+
+def labelled_silos() -> set[str]:
+    """Silos whose node is in the cluster."""
+    labels = (node["Labels"].get(SILO_LABEL) for node in ray.nodes() if node["Alive"])
+    return {label for label in labels if label}
+
+
+def check_nodes(silos: tuple[SiloId, ...]) -> None:
+    """A label that no node has would pend without a word; say whom the cluster lacks."""
+    absent = sorted(set(silos) - labelled_silos())
+    if len(absent) == len(silos):
+        raise BadInput(
+            f"no node of the cluster has a label '{SILO_LABEL}' for {', '.join(absent)}; start nodes with "
+            f"--labels {SILO_LABEL}=NAME, or run silos on this machine with --silos-dir"
+        )
+
+
+def _why(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no details'}"

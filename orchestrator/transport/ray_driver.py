@@ -1,0 +1,154 @@
+"""The driver's process on Ray: a detached, named actor. Killed, it is started anew and goes on by itself.
+
+A plain class, made an actor where it is used. The event loop runs in a thread of its own, from the moment the
+actor is made; the methods only look at it.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.core.errors import BadInput
+from orchestrator.core.events import Event
+from orchestrator.driver import Driver, Outcome
+from orchestrator.job import Job
+from orchestrator.store import DiskFull, JournalDamaged, LeaseHeld, LeaseLost, NothingUsable, Store, read_journal
+from orchestrator.summary import write_summary
+from orchestrator.transport.ray_channel import RayChannel
+
+LIVE_EVENTS = 10_000
+"""Live events that a late watcher can still get; the journal has those that matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a driver process has to do."""
+
+    run_id: str
+    run_dir: str
+    job: str
+    """The job document as JSON."""
+    documents: dict[str, str] | None
+    """The silo.yaml of each silo on this machine, or None where each node has its own."""
+    tracking_uri: str | None
+
+
+class DriverActor:
+    """Runs one assignment in a thread."""
+
+    def __init__(self, assignment: dict[str, Any]) -> None:
+        self.assignment = Assignment(**assignment)
+        self._events: list[dict[str, Any]] = []
+        self._dropped = 0
+        self._changed = threading.Condition()
+        self._outcome: Outcome | None = None
+        self._driver: Driver | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        threading.Thread(target=self._work, name="driver", daemon=True).start()
+
+    def events(self, after: int, wait_s: float) -> tuple[list[dict[str, Any]], int]:
+        """Events from cursor ``after`` on, and the next cursor; waits up to ``wait_s`` seconds for the first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._cursor > after or self._outcome is not None, wait_s)
+            return self._events[max(0, after - self._dropped) :], self._cursor
+
+    def outcome(self) -> Outcome | None:
+        """None while the run goes on."""
+        return self._outcome
+
+    def stop(self, now: bool = False) -> None:
+        """Finish the round, or abandon it."""
+        if self._driver is not None and self._loop is not None and self._outcome is None:
+            self._loop.call_soon_threadsafe(self._driver.request_stop, now)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    @property
+    def _cursor(self) -> int:
+        return self._dropped + len(self._events)
+
+    def _work(self) -> None:
+        try:
+            outcome = asyncio.run(self._run())
+        except (LeaseHeld, LeaseLost, NothingUsable, JournalDamaged, DiskFull) as error:
+            outcome = Outcome("failed", 4, str(error))
+        except BadInput as error:
+            outcome = Outcome("failed", 2, str(error))
+        except Exception as error:
+            traceback.print_exc()
+            outcome = Outcome("failed", 1, f"{type(error).__name__}: {error}")
+        with self._changed:
+            self._outcome = outcome
+            self._changed.notify_all()
+
+    async def _run(self) -> Outcome:
+        run_dir = Path(self.assignment.run_dir)
+        job = Job.model_validate_json(self.assignment.job)
+        self._prepare(run_dir, job)
+        channel = RayChannel(job.silos, self.assignment.documents)
+        store = Store(run_dir, keep=job.keep.newest)
+        owner = f"siloray driver of {self.assignment.run_id}"
+        self._driver = Driver(job, channel, store, self.assignment.run_id, self._observe, owner=owner)
+        self._loop = asyncio.get_running_loop()
+        outcome = await self._driver.run()
+        write_summary(run_dir)
+        return outcome
+
+    def _prepare(self, run_dir: Path, job: Job) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "job.json").write_text(json.dumps(job.model_dump(mode="json"), indent=1), encoding="utf-8")
+        with self._changed:
+            self._events.extend(read_journal(run_dir / "journal.jsonl")[0])
+        if self.assignment.tracking_uri:
+            _follow(run_dir, self.assignment.tracking_uri)
+
+    def _observe(self, event: Event) -> None:
+        with self._changed:
+            self._events.append(event.model_dump(mode="json"))
+            if len(self._events) > LIVE_EVENTS:
+                self._dropped += LIVE_EVENTS // 2
+                del self._events[: LIVE_EVENTS // 2]
+            self._changed.notify_all()
+
+
+def remote_driver(assignment: Assignment, namespace: str, options: dict[str, Any]) -> Any:
+    """Start the driver of a run, or find it."""
+    return (
+        ray.remote(max_concurrency=16)(DriverActor)
+        .options(
+            name=f"driver-{assignment.run_id}",
+            namespace=namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            **options,
+        )
+        .remote(asdict(assignment))
+    )
+
+
+def _follow(run_dir: Path, uri: str) -> None:
+    """Start the tracking follower, as nobody's child: it outlives this process until MLflow has everything."""
+    command = [sys.executable, "-m", "tracking", str(run_dir), "--uri", uri, "--until-closed", "--nice"]
+    spawn = "import subprocess, sys; subprocess.Popen(sys.argv[2:], start_new_session=True, stderr=open(sys.argv[1], 'a'))"
+    log = str(run_dir / "tracking.log")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run(
+        [sys.executable, "-S", "-c", spawn, log, *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )

@@ -1,0 +1,74 @@
+"""The site that ``silo.yaml`` describes: real data, torch, the organisation's policy."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.core.errors import BadInput
+from orchestrator.core.metrics import MetricSums
+from orchestrator.job import Job
+from silos.config import SiloConfig, load_silo
+from silos.policy import released, review
+
+NODE_FILE = "/etc/siloray/silo.yaml"
+"""Where a node's silo document lies, unless ``SILORAY_SILO`` names another place."""
+
+
+class ConfiguredSite:
+    """Reads the document when it is made; torch and the data only when a job comes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config: SiloConfig = load_silo(path)
+        self._open: tuple[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def review(self, job: Job) -> str | None:
+        return review(job, self.config)
+
+    def trainer(self, job: Job) -> Any:
+        from silos.tasks.build import build_on
+        from silos.trainer import TorchTrainer
+
+        local = self.config.local
+        data = self._data(job)
+        task = build_on(job.task, data, local.workers, self.config.policy.allow_code)
+        return TorchTrainer(job, self.name, task, local.device, local.batch_size)
+
+    def fingerprint(self, job: Job) -> str:
+        fingerprint: str = self._data(job).fingerprint
+        return fingerprint
+
+    def release(self, metrics: MetricSums) -> MetricSums:
+        return released(metrics, self.config.policy)
+
+    def counts(self, trainer: Any) -> dict[str, int]:
+        return dict(trainer.num_examples) if self.config.policy.share_counts else {}
+
+    def state_folder(self, run_id: str) -> Path:
+        return self._folder / ".siloray" / self.name / run_id
+
+    @cached_property
+    def _folder(self) -> Path:
+        return self.path.absolute().parent
+
+    def _data(self, job: Job) -> Any:
+        from silos.data import open_data
+
+        name = job.task.dataset
+        if self._open is None or self._open[0] != name:
+            self._open = name, open_data(self.config.datasets[name], self._folder)
+        return self._open[1]
+
+
+def site_here(name: str, path: str | None) -> ConfiguredSite:
+    """The site of the silo that this process is to be; raises `BadInput` on another silo's machine."""
+    where = Path(path or os.environ.get("SILORAY_SILO", NODE_FILE))
+    site = ConfiguredSite(where)
+    if site.name != name:
+        raise BadInput(f"{where} on this machine belongs to the silo '{site.name}', not to '{name}'")
+    return site

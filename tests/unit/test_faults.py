@@ -1,0 +1,106 @@
+"""Fault points."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.core.faults import FAULT_POINTS, FaultInjected, arm, fault, points
+from orchestrator.store import DiskFull, Store
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    arm(None)
+    yield
+    arm(None)
+
+
+def test_an_unarmed_point_does_nothing_and_costs_nothing() -> None:
+    start = time.perf_counter()
+    for _ in range(100_000):
+        fault("round.opened")
+    assert time.perf_counter() - start < 0.2
+
+
+def test_it_fires_once_at_the_nth_passage_of_its_point() -> None:
+    arm("round.closed:2:raise")
+    fault("round.closed")
+    fault("round.opened")
+    with pytest.raises(FaultInjected, match=r"round\.closed"):
+        fault("round.closed")
+    fault("round.closed")
+
+
+def test_delay_waits() -> None:
+    arm("round.closed:1:delay:0.05")
+    start = time.perf_counter()
+    fault("round.closed")
+    assert time.perf_counter() - start >= 0.05
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "nowhere:1:kill", "round.closed:0:kill", "round.closed:1:explode", "::"]
+)
+def test_a_bad_description_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected point:nth:action"):
+        arm(text)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import numpy as np
+from orchestrator.store import Store
+store = Store(Path(sys.argv[1]))
+store.acquire("test")
+found = store.recover()
+for version in range(found.version + 1 if found else 0, 3):
+    store.commit(version, {"params": np.full(5, version, np.float32)}, {"type": "r", "version": version}, {})
+"""
+
+STORE_POINTS = [name for name in FAULT_POINTS if name.split(".")[0] in ("checkpoint", "journal", "commit")]
+
+
+@pytest.mark.parametrize("point", STORE_POINTS)
+def test_a_killed_driver_goes_on_from_every_point_of_the_store(tmp_path: Path, point: str) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    killed = subprocess.run(command, env={**os.environ, "SILORAY_FAULT": f"{point}:2:kill"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    subprocess.run(command, check=True)
+    store = Store(tmp_path)
+    assert [event["version"] for _, event in store.events()] == [0, 1, 2]
+    assert store.acquire("test") == 3
+
+
+@pytest.mark.parametrize(
+    "point", ["checkpoint.files", "checkpoint.manifest", "checkpoint.renamed", "journal.appended"]
+)
+def test_one_full_disk_is_overcome_where_a_checkpoint_may_go(tmp_path: Path, point: str) -> None:
+    store = Store(tmp_path)
+    store.acquire("test")
+    store.recover()
+    for version in range(4):
+        arm(f"{point}:1:enospc" if version in (0, 3) else None)
+        try:
+            store.commit(version, {"params": np.ones(3, np.float32)}, {"type": "r", "version": version}, {})
+        except DiskFull:
+            assert version == 0
+            store.commit(version, {"params": np.ones(3, np.float32)}, {"type": "r", "version": version}, {})
+    assert [event["version"] for _, event in store.events()] == [0, 1, 2, 3]
+
+
+def test_the_registry_is_complete() -> None:
+    assert points() == FAULT_POINTS and len(set(FAULT_POINTS)) == len(FAULT_POINTS)
+    used = {
+        part.split('"')[0]
+        for file in Path("orchestrator").rglob("*.py")
+        for part in file.read_text().split('fault("')[1:]
+    }
+    assert used <= set(FAULT_POINTS)
