@@ -2,7 +2,7 @@
 
 ``v000012/state.safetensors`` holds named float32 vectors. ``v000012/MANIFEST.json`` holds the size and
 SHA-256 of that file, what the caller records with it, and a SHA-256 of itself. A folder has its name only
-while all in it is durable, so a crash leaves whole checkpoints and ``tmp-*`` folders, never half a checkpoint.
+while all in it is durable: a crash leaves whole checkpoints and ``tmp-*`` folders, never half a checkpoint.
 """
 
 import errno
@@ -32,6 +32,8 @@ STATE = "state.safetensors"
 MANIFEST = "MANIFEST.json"
 CHUNK_BYTES = 4 << 20
 """Hashed, and then written while the processor's cache still has it."""
+
+_SEALED = re.compile(rb'\{"sha256":"([0-9a-f]{64})",(.*)', re.DOTALL)
 
 
 class Unusable(Exception):
@@ -151,7 +153,7 @@ class Checkpoints:
 
 
 def _header(state: State) -> bytes:
-    """The safetensors header, byte for byte the library's. Raises ValueError for what is no float32 vector."""
+    """The safetensors header, byte for byte the library's. Raises ValueError for other than float32."""
     entries, end = {}, 0
     for name, vector in sorted(state.items()):
         if vector.dtype != np.dtype("<f4") or vector.ndim != 1:
@@ -177,20 +179,16 @@ def _hashed(chunks: Iterable[bytes | memoryview], digest: "_Hash") -> Iterator[b
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """The manifest as JSON, with its own SHA-256. Raises ValueError for what JSON cannot hold."""
-    digest = hashlib.sha256(to_json("manifest", manifest)).hexdigest()
-    return to_json("manifest", {**manifest, "sha256": digest})
+    """``{"sha256":"<of the rest>",<rest>``. Raises ValueError for what JSON cannot hold."""
+    rest = to_json("manifest", manifest)[1:]
+    return b'{"sha256":"%s",%s' % (hashlib.sha256(rest).hexdigest().encode(), rest)
 
 
 def _unsealed(data: bytes) -> dict[str, Any]:
-    try:
-        manifest = json.loads(data)
-        digest = manifest.pop("sha256")
-        if hashlib.sha256(to_json("manifest", manifest)).hexdigest() == digest:
-            return dict(manifest)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        pass
-    raise Unusable(f"{MANIFEST} is damaged")
+    match = _SEALED.fullmatch(data)
+    if match is None or hashlib.sha256(match[2]).hexdigest().encode() != match[1]:
+        raise Unusable(f"{MANIFEST} is damaged")
+    return dict(json.loads(b"{" + match[2]))
 
 
 def _check(manifest: Mapping[str, Any], version: int, expect: Mapping[str, Any]) -> None:

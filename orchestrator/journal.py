@@ -1,8 +1,8 @@
 """The journal: one line per event, each verified on its own, readable while it is written.
 
 A line is ``{"crc":"<8 hex>",<rest>``; the CRC-32 is of the exact bytes of ``<rest>``, which holds the
-``event`` and what the store needs with it: ``epoch`` of the driver that wrote it, ``commit`` (the version that
-the run stands at from here on, else null) and ``synced`` (how many lines were durable when it was written).
+``event`` and what the store needs with it: ``epoch`` of the driver that wrote it, ``commit`` (the version at
+which the run stands from here on, else null) and ``synced`` (how many lines were durable before).
 """
 
 import json

@@ -72,7 +72,7 @@ class Recovered:
 
 
 class Store:
-    """One run directory. ``append`` may be called from any thread, even during ``commit``; the rest by one."""
+    """One run directory. ``append`` may come from any thread, even during ``commit``; the rest from one."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class Store:
 
 
 def _holder(lease: Mapping[str, Any]) -> str:
-    if not lease:
+    if not lease.keys() >= {"owner", "pid", "host", "since"}:
         return "another driver"
     since = datetime.fromtimestamp(lease["since"], UTC).isoformat(" ", "seconds")
     return f"{lease['owner']} (pid {lease['pid']} on {lease['host']}, since {since})"

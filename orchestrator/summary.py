@@ -81,6 +81,8 @@ class _Seen:
     started: float = 0.0
     ended: float = 0.0
     num_opened: int = 0
+    newest: int = 0
+    """Version that the present driver got to."""
     num_dropped: int = 0
     """Rounds that were recorded and are done again, because a run went on from an older checkpoint."""
     in_hand: list[int] = field(default_factory=list)
@@ -111,6 +113,7 @@ class _Seen:
                 self.lost.append(event)
             case RoundClosed():
                 self.rounds[event.version] = event
+                self.newest = event.version
                 self._evaluate(event)
             case VersionEvaluated():
                 self._evaluate(event)
@@ -121,9 +124,9 @@ class _Seen:
         if self.opened is None:
             self.started = event.time
         elif self.closed is None:
-            self.in_hand.append(max(self.rounds, default=0) + 1)
+            self.in_hand.append(self.newest + 1)
         self.opened, self.closed = event, None
-        self.num_opened += 1
+        self.num_opened, self.newest = self.num_opened + 1, event.resumed_from or 0
         self._rewind(event.resumed_from or 0)
 
     def _rewind(self, version: int) -> None:

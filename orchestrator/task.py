@@ -80,7 +80,9 @@ TabularModel = Annotated[
     Discriminator(lambda value: _tag(value, ("logistic", "mlp"), "unknown")),
 ]
 ImageModel = Annotated[
-    Annotated[Cnn, Tag("cnn")] | Annotated[TorchvisionModel, Tag("torchvision")] | Annotated[OwnModel, Tag("own")],
+    Annotated[Cnn, Tag("cnn")]
+    | Annotated[TorchvisionModel, Tag("torchvision")]
+    | Annotated[OwnModel, Tag("own")],
     Discriminator(lambda value: _tag(value, ("cnn",), "torchvision")),
 ]
 
@@ -93,8 +95,8 @@ class Tabular(_Spec, frozen=True):
     """Name of a data set in every silo's ``silo.yaml``."""
     target: str
     features: tuple[str, ...] = Field(min_length=1)
-    """Columns to use. The model's inputs are the numeric ones in this order, then the levels of the categorical
-    ones in this order. Always listed: silos' files may hold their columns in any order."""
+    """Columns to use. The model's inputs are the numeric ones in this order, then the levels of the
+    categorical ones in this order. Always listed: silos' files may hold their columns in any order."""
     categories: dict[str, tuple[str | int, ...]] = {}
     """Levels of each categorical feature, the same at every silo: one input for each level but the first."""
     num_classes: int = Field(default=2, ge=2)
@@ -121,7 +123,7 @@ class Tabular(_Spec, frozen=True):
 
 
 class Transforms(_Spec, frozen=True):
-    """Image transforms, by the names of ``torchvision.transforms.v2``: each entry is ``{Name: {arguments}}``."""
+    """Image transforms by their names in ``torchvision.transforms.v2``, each as ``{Name: {arguments}}``."""
 
     train: tuple[dict[str, dict[str, Any]], ...] = ()
     test: tuple[dict[str, dict[str, Any]], ...] = ()
@@ -134,8 +136,8 @@ class ImageClassification(_Spec, frozen=True):
     dataset: str
     num_classes: int = Field(ge=2)
     classes: tuple[str | int, ...] = ()
-    """Names (of folders, or in the label column) in the order of the classes; empty: labels are 0, 1, ..., and
-    folders count in alphabetical order."""
+    """Names (of folders, or in the label column) in the order of the classes; empty: labels are 0, 1, ...,
+    and folders count in alphabetical order."""
     channels: Literal[1, 3] = 3
     size: tuple[int, int] | None = None
     """Height and width to which images are resized; None: they already have one size."""
@@ -152,7 +154,9 @@ class ImageClassification(_Spec, frozen=True):
             raise ValueError("give 'mean' and 'std' together")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, self.channels):
-                raise ValueError(f"{name}: expected {self.channels} numbers, one per channel, got {len(values)}")
+                raise ValueError(
+                    f"{name}: expected {self.channels} numbers, one per channel, got {len(values)}"
+                )
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std: a deviation must be positive")
         if self.size is not None and min(self.size) < 1:

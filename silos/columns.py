@@ -1,4 +1,4 @@
-"""Columns of a table as numbers: numeric values, levels of a category, class labels. NaN and -1 are "missing"."""
+"""Columns of a table as numbers: values, levels of a category, class labels. NaN and -1 are "missing"."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,11 +32,13 @@ class Column:
         values[np.isin(values, codes)] = np.nan
         infinite = np.flatnonzero(np.isinf(values))
         if infinite.size:
-            raise self._bad(int(infinite[0]), "holds an infinite number; list it under 'missing' in silo.yaml")
+            raise self._bad(
+                int(infinite[0]), "holds an infinite number; list it under 'missing' in silo.yaml"
+            )
         return values
 
     def levels(self, names: Sequence[str | int]) -> NDArray[np.int64]:
-        """The position of each value in ``names``, -1 where missing; `BadInput` for a value not among them."""
+        """Each value's position in ``names``, -1 where missing; `BadInput` for a value not among them."""
         if all(isinstance(each, int) for each in names):
             values = self.numbers()
             missing, found = np.isnan(values), _positions(values, np.array(names, dtype=np.float64))
@@ -51,18 +53,22 @@ class Column:
         return found
 
     def labels(self, num_classes: int, classes: Sequence[str | int]) -> NDArray[np.int64]:
-        """Class numbers from 0, -1 where missing: positions in ``classes``, or else the numbers themselves."""
+        """Class numbers, -1 where missing: positions in ``classes``, or else the numbers themselves."""
         if classes:
             return self.levels(classes)
         name = _first_word(self.text) if self._is_text else None
         if name is not None:
-            raise self._bad(name, f"holds the name {self.text[name].as_py()!r}; list 'classes' in the job's task")
+            raise self._bad(
+                name, f"holds the name {self.text[name].as_py()!r}; list 'classes' in the job's task"
+            )
         values = self.numbers()
         outside = (values != np.floor(values)) | (values < 0) | (values >= num_classes)
         bad = np.flatnonzero(~np.isnan(values) & outside)
         if bad.size:
             row = int(bad[0])
-            raise self._bad(row, f"holds the label {values[row]:g}, outside the job's classes 0 to {num_classes - 1}")
+            raise self._bad(
+                row, f"holds the label {values[row]:g}, outside the job's classes 0 to {num_classes - 1}"
+            )
         return np.where(np.isnan(values), -1, values).astype(np.int64)
 
     @cached_property
@@ -95,7 +101,7 @@ class Column:
             return self.text.cast(pa.float64())
         except pa.ArrowInvalid:
             row = _first_word(self.text) or 0
-            remedy = "list it under 'missing' in silo.yaml, or the column's levels under task.categories in the job"
+            remedy = "list it under 'missing' in silo.yaml, or the column's levels in task.categories"
             raise self._bad(row, f"holds {self.text[row].as_py()!r}, not a number; {remedy}") from None
 
     def _bad(self, row: int, what: str) -> BadInput:

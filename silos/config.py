@@ -1,4 +1,4 @@
-"""``silo.yaml``: what an organisation says about its data, its rules and its machine. It never leaves the silo."""
+"""``silo.yaml``: what an organisation says about its data, rules and machine. It never leaves the silo."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,7 +50,9 @@ Splits = Annotated[
     Annotated[ColumnSplit, Tag("column")] | Annotated[ShareSplit, Tag("share")], Discriminator(_split_kind)
 ]
 Paths = Annotated[
-    Annotated[str, Tag("one")] | Annotated[tuple[str, ...], Tag("several")] | Annotated[SplitPaths, Tag("split")],
+    Annotated[str, Tag("one")]
+    | Annotated[tuple[str, ...], Tag("several")]
+    | Annotated[SplitPaths, Tag("split")],
     Discriminator(_path_kind),
 ]
 Missing = str | int | float
@@ -63,18 +65,18 @@ class DatasetConfig(_Spec, frozen=True):
     """A file, a folder or a glob, or several; relative ones start at the folder of ``silo.yaml``. As
     ``{train: ..., test: ...}`` it replaces ``splits``."""
     format: Literal["auto", "table", "folder"] = "auto"
-    """``table``: Parquet, Arrow or CSV files (images are a column of encoded bytes). ``folder``: image files in
-    one folder per class. ``auto`` looks."""
+    """``table``: Parquet, Arrow or CSV files (images are a column of encoded bytes). ``folder``: image files
+    in one folder per class. ``auto`` looks."""
     splits: Splits = ShareSplit()
     missing: tuple[Missing, ...] | dict[str, tuple[Missing, ...]] = ()
     """Values that mean "not known" (``['?', -9]``), in all columns or by column."""
     missing_rows: Literal["drop", "mean"] = "drop"
-    """Rows with a missing feature: dropped, or a number is replaced by the mean of the silo's training rows."""
+    """Rows with a missing feature: dropped, or filled with the mean of the silo's training rows."""
     columns: dict[str, str] = {}
     """The job's name of a column, and its name in this silo's files, where they differ."""
     classes: tuple[str | int, ...] = ()
-    """Names of the classes in the order of their numbers, where the job does not give them. Folders without it:
-    their names in alphabetical order."""
+    """Names of the classes in the order of their numbers, where the job does not give them. Folders without
+    it: their names in alphabetical order."""
 
     def codes(self, column: str) -> tuple[Missing, ...]:
         """Values of this column (the job's name) that mean "not known"."""

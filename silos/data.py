@@ -36,7 +36,7 @@ class Block(NamedTuple):
 
 
 def open_data(config: DatasetConfig, silo_dir: Path) -> "TableData | ImageFolder":
-    """Open what ``silo.yaml`` describes; relative paths start at ``silo_dir``. `BadInput` if it cannot be read."""
+    """Open what ``silo.yaml`` describes; relative paths start at ``silo_dir``. `BadInput` if that fails."""
     found = places(config, silo_dir)
     if is_image_folder(config, found):
         return ImageFolder(config, found)
@@ -71,12 +71,14 @@ class TableData:
         return rows
 
     def read(self, columns: Sequence[str], split: Split) -> dict[str, Column]:
-        """These columns of a split, in the order of `rows`. CSV files hold text: `Column.numbers` converts it."""
+        """These columns of a split, in the order of `rows`. CSV gives text: `Column.numbers` converts."""
         rows = self.rows(split)
         table = self._table({name: self._in_file(self.config.in_file(name)) for name in columns})
         if len(rows) < table.num_rows:
             table = table.take(pa.array(rows))
-        return {name: Column(name, table[name], self.config.codes(name), self._places(split)) for name in columns}
+        return {
+            name: Column(name, table[name], self.config.codes(name), self._places(split)) for name in columns
+        }
 
     def labels(self, split: Split, num_classes: int, classes: Sequence[str | int] = ()) -> NDArray[np.int64]:
         """Class numbers of a split's images (column ``label``); `BadInput` where one is missing."""
@@ -132,7 +134,9 @@ class TableData:
 
     def _table(self, columns: dict[str, str]) -> pa.Table:
         try:
-            return self._dataset.to_table(columns={name: ds.field(in_file) for name, in_file in columns.items()})
+            return self._dataset.to_table(
+                columns={name: ds.field(in_file) for name, in_file in columns.items()}
+            )
         except (pa.ArrowException, OSError) as error:
             raise BadInput(f"{self._first_file}: cannot be read: {_first_line(error)}") from None
 
@@ -186,7 +190,9 @@ def _csv(file: Path) -> ds.CsvFileFormat:
 
 def _as_text(schemas: Sequence[pa.Schema]) -> pa.Schema:
     """CSV as text throughout: guessed types differ from file to file, and hide the value that is wrong."""
-    return pa.schema([(name, pa.string()) for name in dict.fromkeys(n for each in schemas for n in each.names)])
+    return pa.schema(
+        [(name, pa.string()) for name in dict.fromkeys(n for each in schemas for n in each.names)]
+    )
 
 
 def _widened(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -199,10 +205,12 @@ def _broken(files: Sequence[Path], error: Exception) -> Path:
 
 def _blocks(fragment: ds.Fragment) -> Iterator[Block]:
     """A Parquet file's row groups; another file as a whole."""
+    if not isinstance(fragment, ds.ParquetFileFragment):
+        yield Block(fragment, 0, fragment.count_rows())
+        return
     start = 0
-    pieces = fragment.split_by_row_group() if isinstance(fragment, ds.ParquetFileFragment) else [fragment]
-    for piece in pieces:
-        num_rows = piece.count_rows()
+    for piece in fragment.split_by_row_group():
+        num_rows = piece.row_groups[0].num_rows  # count_rows() would be the whole file's
         yield Block(piece, start, num_rows)
         start += num_rows
 

@@ -10,7 +10,14 @@ from typing import NamedTuple
 from orchestrator.core.errors import BadInput
 from silos.config import DatasetConfig, SplitPaths
 
-TABLES = {".parquet": "parquet", ".arrow": "ipc", ".ipc": "ipc", ".feather": "ipc", ".csv": "csv", ".tsv": "csv"}
+TABLES = {
+    ".parquet": "parquet",
+    ".arrow": "ipc",
+    ".ipc": "ipc",
+    ".feather": "ipc",
+    ".csv": "csv",
+    ".tsv": "csv",
+}
 """Endings of table files and pyarrow's name of their format."""
 HASHED_WHOLE = 1 << 30
 """Bytes up to which a data set's fingerprint covers every byte."""
@@ -37,13 +44,15 @@ def _matches(patterns: str | tuple[str, ...], folder: Path) -> list[Path]:
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         matched = glob.glob(str(folder / Path(pattern).expanduser()), recursive=True)
         if not matched:
-            raise BadInput(f"{folder / pattern}: no such file; 'path' in silo.yaml starts at that file's folder")
+            raise BadInput(
+                f"{folder / pattern}: no such file; 'path' in silo.yaml starts at that file's folder"
+            )
         found.update(Path(each) for each in matched)
     return sorted(found)
 
 
 def is_image_folder(config: DatasetConfig, found: Iterable[Place]) -> bool:
-    """Whether the data set is one folder of images per class; ``auto``: a folder without tables at its top."""
+    """Whether the data set is a folder of images per class; ``auto``: a folder without tables at its top."""
     if config.format != "auto":
         return config.format == "folder"
     return all(each.path.is_dir() and not _tables_in(each.path.iterdir()) for each in found)
@@ -74,7 +83,9 @@ def _check_one_format(given: tuple[Place, ...], files: list[Place]) -> None:
     formats = sorted({TABLES[path.suffix.lower()] for path, _ in files})
     if len(formats) > 1:
         several = ", ".join(formats)
-        raise BadInput(f"{files[0].path.parent}: files of several formats ({several}); name those of one in 'path'")
+        raise BadInput(
+            f"{files[0].path.parent}: files of several formats ({several}); name those of one in 'path'"
+        )
 
 
 def fingerprint(files: Iterable[Place], config: DatasetConfig) -> str:
@@ -117,5 +128,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"; the nearest is '{close[0]}'" if close else f"; there are: {shown}"
-
-

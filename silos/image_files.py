@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -52,10 +53,13 @@ class TableImages:
     def __init__(self, data: "TableData", column: str, rows: NDArray[np.int64]) -> None:
         self._data, self._column, self._rows = data, column, rows
         self._at_hand: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._lock = Lock()
         kind = data.schema.field(column).type
         if not _holds_bytes(kind):
             file = data.files[0].path
-            raise BadInput(f"{file}: column '{column}' is of type {kind}; images are bytes, or a struct with 'bytes'")
+            raise BadInput(
+                f"{file}: column '{column}' is of type {kind}; images are bytes, or a struct with 'bytes'"
+            )
 
     @cached_property
     def blocks(self) -> NDArray[np.int64]:
@@ -75,12 +79,13 @@ class TableImages:
         return self._data.place(int(self._rows[i]))
 
     def _block(self, number: int) -> pa.ChunkedArray:
-        if number not in self._at_hand:
-            if len(self._at_hand) >= BLOCKS_AT_HAND:
-                self._at_hand.popitem(last=False)
-            self._at_hand[number] = self._load(number)
-        self._at_hand.move_to_end(number)
-        return self._at_hand[number]
+        with self._lock:
+            if number not in self._at_hand:
+                if len(self._at_hand) >= BLOCKS_AT_HAND:
+                    self._at_hand.popitem(last=False)
+                self._at_hand[number] = self._load(number)
+            self._at_hand.move_to_end(number)
+            return self._at_hand[number]
 
     def _load(self, number: int) -> pa.ChunkedArray:
         fragment = self._data.blocks[number].fragment
@@ -105,7 +110,10 @@ class ImageFolder:
         self._check(roots)
         self.classes: tuple[str, ...] = tuple(map(str, config.classes)) or _class_folders(roots)
         self.files = tuple(
-            Place(path, split) for root, split in roots for name in self.classes for path in _images_in(root / name)
+            Place(path, split)
+            for root, split in roots
+            for name in self.classes
+            for path in _images_in(root / name)
         )
         if not self.files:
             looked = ", ".join(self.classes) or "no folders"
@@ -124,11 +132,13 @@ class ImageFolder:
         if len(names) != num_classes or unknown:
             what = f"the folder '{unknown[0]}' is no class" if unknown else f"{len(names)} class folders"
             raise BadInput(
-                f"{self._roots[0].path}: {what}, and the job has {num_classes} classes; list 'classes' in the job's "
-                "task, or in silo.yaml"
+                f"{self._roots[0].path}: {what}, and the job has {num_classes} classes; list 'classes' in "
+                "the job's task, or in silo.yaml"
             )
         number = {name: index for index, name in enumerate(names)}
-        return np.array([number[self._class_of(self.files[row].path)] for row in self.rows(split)], dtype=np.int64)
+        return np.array(
+            [number[self._class_of(self.files[row].path)] for row in self.rows(split)], dtype=np.int64
+        )
 
     def images(self, split: Split) -> "FolderImages":
         """The encoded images of a split."""
@@ -159,7 +169,9 @@ class ImageFolder:
     def _check(self, roots: Sequence[Place]) -> None:
         for root, split in roots:
             if not root.is_dir():
-                raise BadInput(f"{root}: not a folder; images of one folder per class need a folder as 'path'")
+                raise BadInput(
+                    f"{root}: not a folder; images of one folder per class need a folder as 'path'"
+                )
             if not split and isinstance(self.config.splits, ColumnSplit):
                 remedy = "use splits.test_share, or path: {train: ..., test: ...}"
                 raise BadInput(f"{root}: image folders have no columns to split by; {remedy}")
@@ -167,7 +179,9 @@ class ImageFolder:
 
 def _class_folders(roots: Sequence[Place]) -> tuple[str, ...]:
     folders = (child for root, _ in roots for child in root.iterdir())
-    return tuple(sorted({child.name for child in folders if child.is_dir() and not child.name.startswith(".")}))
+    return tuple(
+        sorted({child.name for child in folders if child.is_dir() and not child.name.startswith(".")})
+    )
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -195,14 +209,16 @@ class FolderImages:
 
 
 def decode(images: EncodedImages, i: int, channels: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """Pixels ``[channels, height, width]`` of the i-th image, resized to ``size`` (height, width) if given."""
+    """Pixels ``[channels, height, width]`` of an image, resized to ``size`` (height, width) if given."""
     try:
         with Image.open(BytesIO(images.read(i))) as opened:
             return _pixels(opened, channels, size)
     except BadInput:
         raise
     except Exception as error:  # decoders raise many kinds on damaged bytes
-        raise BadInput(f"{images.place(i)}: not a readable image ({_reason(error)}); repair or remove it") from None
+        raise BadInput(
+            f"{images.place(i)}: not a readable image ({_reason(error)}); repair or remove it"
+        ) from None
 
 
 def _pixels(image: Image.Image, channels: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:

@@ -16,15 +16,15 @@ def review(job: Job, config: SiloConfig) -> str | None:
 def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
     policy, task, silo = config.policy, job.task, config.name
     if task.dataset not in config.datasets:
-        yield f"{silo} has no data set '{task.dataset}'; its silo.yaml names: {_listed(sorted(config.datasets))}"
+        yield f"{silo} has no data set '{task.dataset}' (its silo.yaml: {_listed(sorted(config.datasets))})"
     if not isinstance(task, OwnTask) and task.name not in policy.allow_tasks:
-        yield f"{silo} does not allow the task '{task.name}' (policy.allow_tasks: {_listed(policy.allow_tasks)})"
+        yield f"{silo} does not allow the task '{task.name}' (allow_tasks: {_listed(policy.allow_tasks)})"
     for module in sorted(modules(task)):
         if not code_allowed(module, policy.allow_code):
-            yield f"{silo} does not allow code of '{module}' (policy.allow_code: {_listed(policy.allow_code)})"
+            yield f"{silo} does not allow code of '{module}' (allow_code: {_listed(policy.allow_code)})"
     if policy.allow_strategies != "all" and job.strategy.name not in policy.allow_strategies:
         allowed = _listed(policy.allow_strategies)
-        yield f"{silo} does not allow the strategy '{job.strategy.name}' (policy.allow_strategies: {allowed})"
+        yield f"{silo} does not allow the strategy '{job.strategy.name}' (allow_strategies: {allowed})"
     if job.policy.min_updates < policy.min_cohort:
         yield (
             f"{silo} wants at least {policy.min_cohort} silos in every average (policy.min_cohort); a round "

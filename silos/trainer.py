@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.core.errors import BadInput
 from orchestrator.core.metrics import MetricSums, Sums, pooled
 from orchestrator.core.protocols import LocalRun
 from orchestrator.core.random import seed_of
 from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
 from silos.flat_model import FlatModel, private_buffers
+from silos.optimizer import Momentum, make_optimizer
 from silos.site import Order, Tick, Trained
 from silos.state import Kept
 from silos.tasks.task import At, Batch, Task
@@ -40,7 +40,7 @@ class TorchTrainer:
         self.batch_size = batch_size or job.local.batch_size
         self._first_parts = self.flat.parts()
         self._first_private = self._private_state()
-        self._optimizer()  # a wrong optimizer name or argument is an error now, not in round 0
+        make_optimizer(job.local.optimizer, self.flat.parameter)  # a wrong optimizer name or argument is an error now, not in round 0
 
     @property
     def schema_digest(self) -> str:
@@ -116,12 +116,12 @@ class TorchTrainer:
         """Train; the sum of batch losses and the number of the silo's training rows."""
         job, local = self.job, self.job.local
         torch.manual_seed(seed_of(job.seed, "train", self.silo, order.version))
-        optimizer = self._optimizer()
+        optimizer = make_optimizer(local.optimizer, self.flat.parameter)
         run.lr = local.optimizer.lr * local.schedule.factor(order.version, job.rounds.total)
         for group in optimizer.param_groups:
             group["lr"] = run.lr
-        momentum = _Momentum(optimizer.param_groups[0])
-        scaler = torch.amp.GradScaler(self.torch_device.type, enabled=local.precision == "fp16")  # type: ignore[attr-defined]
+        momentum = Momentum(optimizer.param_groups[0])
+        scaler = torch.amp.GradScaler(self.torch_device.type) if local.precision == "fp16" else None
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.torch_device)
         seen, total = 0, self._total_steps()
         self.call.train()
@@ -184,17 +184,6 @@ class TorchTrainer:
             moved = (moved[0].contiguous(memory_format=torch.channels_last), *moved[1:])
         return moved
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        spec = self.job.local.optimizer
-        found = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
-        kind = found.get(spec.name.lower())
-        if kind is None or not issubclass(kind, torch.optim.Optimizer) or kind is torch.optim.Optimizer:
-            raise BadInput(f"local.optimizer.name: torch.optim has no '{spec.name}'")
-        try:
-            return kind([self.flat.parameter], **spec.arguments)
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"local.optimizer: {error}") from None
-
     def _on_device(self, parts: Parts) -> dict[str, Tensor]:
         return {name: _from_numpy(part).to(self.torch_device) for name, part in parts.items()}
 
@@ -244,27 +233,13 @@ class _Gradient:
         trainer.flat.clear_gradient()
         with trainer.autocast():
             loss = trainer.task.loss(trainer.call, self._batch)
-        self._scaler.scale(loss).backward()
-        if self._scaler.is_enabled():
+        if self._scaler is None:
+            loss.backward()
+        else:
+            self._scaler.scale(loss).backward()
             trainer.flat.gradient.div_(self._scaler.get_scale())
         self.loss = loss.detach()
         return trainer.flat.gradient[: trainer.flat.num_shared]
-
-
-class _Momentum:
-    """How strongly the gradients so far are applied in the coming step of torch's SGD: 1 without momentum,
-    ``1 + rho + rho^2 + ...`` with it. Other optimizers count as 1 (an approximation)."""
-
-    def __init__(self, group: Mapping[str, Any]) -> None:
-        self.rho = float(group.get("momentum", 0.0) or 0.0)
-        self.dampening = float(group.get("dampening", 0.0) or 0.0)
-        self.nesterov = bool(group.get("nesterov", False))
-        self.held = 0.0
-
-    def next(self, lr: float) -> float:
-        first = self.held == 0.0
-        self.held = self.rho * self.held + (1.0 if first else 1.0 - self.dampening)
-        return lr * (1.0 + self.rho * self.held if self.nesterov else self.held)
 
 
 class _DeviceKept:

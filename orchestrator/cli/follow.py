@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -65,16 +65,34 @@ def _counting(first: Callable[[Display], None]) -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
+@dataclass
+class _Batch:
+    """Events that came together."""
+
+    lines: list[dict[str, Any]]
+    fresh: bool = False
+    """These are all events since the run was first opened; what was known before is among them."""
+
+    @property
+    def num_old(self) -> int:
+        """How many are of an earlier part of the run, before it was last opened."""
+        opened = [index for index, line in enumerate(self.lines) if line.get("type") == "run_opened"]
+        return opened[-1] if opened and self.fresh else 0
+
+
 def follow(run: Run, as_json: bool, first_signal: Callable[[Display], None]) -> Followed:
     """Show the run until it ends; of an older part, before it was last opened, take note only."""
     view, durable = View(), list[Event]()
     with _counting(first_signal) as signals, display(view, as_json) as show:
-        for lines, num_old in _batches(run):
-            for index, line in enumerate(_timed(lines)):
+        for batch in _batches(run):
+            if batch.fresh:
+                view.forget()
+                durable.clear()
+            for index, line in enumerate(_timed(batch.lines)):
                 event = EVENT.validate_python(line)
                 view.fold(event)
                 durable += [event] if event.durable else []
-                if index >= num_old:
+                if index >= batch.num_old:
                     show(line, event, view)
             signals.answer(show)
     return Followed(_ended(run), durable)
@@ -93,24 +111,18 @@ def _ended(run: Run) -> Outcome:
     return outcome
 
 
-def _batches(run: Run) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """Events as they come, and how many of them are older than the run's last opening."""
-    cursor, first = 0, True
+def _batches(run: Run) -> Iterator[_Batch]:
+    """Events as they come, until the run has ended and all are told."""
+    cursor, fresh = 0, True
     while True:
         ended = run.outcome() is not None  # asked before the last look, so that no event is missed
-        lines, cursor = run.events(cursor, 0.0 if ended else WAIT_S)
-        yield lines, _last_opening(lines) if first else 0
-        first = False
+        lines, reached = run.events(cursor, 0.0 if ended else WAIT_S)
+        if reached < cursor:
+            cursor, fresh = 0, True
+            continue
+        yield _Batch(lines, fresh)
+        cursor, fresh = reached, False
         if ended and not lines:
             return
         if lines and not ended:
             time.sleep(PAUSE_S)
-
-
-def _last_opening(lines: list[dict[str, Any]]) -> int:
-    opened = [index for index, line in enumerate(lines) if _is(line, "run_opened")]
-    return opened[-1] if opened else 0
-
-
-def _is(line: Mapping[str, Any], type_: str) -> bool:
-    return line.get("type") == type_

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def _active(folder: Path) -> float:
 
 
 def note_command(run_dir: Path, command: Mapping[str, Any]) -> None:
-    """Keeps how the run was started, for ``resume``, ``watch`` and ``stop``."""
+    """Keeps how the run was started, for ``resume``."""
     run_dir.mkdir(parents=True, exist_ok=True)
     unfinished = run_dir / f".{COMMAND}.{os.getpid()}"
     unfinished.write_text(json.dumps(command, indent=1) + "\n", encoding="utf-8")
@@ -67,13 +66,6 @@ def read_command(run_dir: Path) -> dict[str, Any]:
     if not isinstance(command, dict) or not command.keys() >= _NOTED:
         raise BadInput(f"{run_dir / COMMAND}: not what siloray wrote")
     return command
-
-
-def address_of(run_dir: Path, given: str | None) -> str | None:
-    """The Ray address of a run: as given, or as it was started with."""
-    with suppress(BadInput):
-        return given or read_command(run_dir).get("address")
-    return given
 
 
 def has_driver(run_dir: Path) -> bool:

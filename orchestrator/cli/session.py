@@ -142,6 +142,7 @@ def attend(run: Run, run_dir: Path, as_json: bool) -> int:
     try:
         followed = follow(run, as_json, ask_to_stop)
         conclude(run_dir, followed.outcome, followed.durable, as_json)
+        run.close()
         return followed.outcome.exit_code
     except LeftAtOnce:
         _leave(run)

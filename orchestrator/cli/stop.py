@@ -19,7 +19,7 @@ def stop(
 ) -> None:
     """Ask a run to finish its round, keep it, and end. Waits until it has; Ctrl-C leaves sooner."""
     run_dir = run_dirs.find(runs_dir, run)
-    _stop(run_dir, run_dirs.address_of(run_dir, address), now)
+    _stop(run_dir, address, now)
 
 
 def _stop(run_dir: Path, address: str | None, now: bool) -> None:
@@ -31,6 +31,7 @@ def _stop(run_dir: Path, address: str | None, now: bool) -> None:
         typer.echo(f"{run.run_id} stops {'now' if now else 'after its round'}")
         while (outcome := run.outcome()) is None:
             time.sleep(POLL_S)
+        run.close()
         go_on = "" if outcome.status == "done" else f"; go on with 'siloray resume {run.run_id}'"
         typer.echo(f"{run.run_id}: {outcome.status}{go_on}")
     finally:

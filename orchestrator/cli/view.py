@@ -81,6 +81,11 @@ class View:
             case _:
                 self._silo(event)
 
+    def forget(self) -> None:
+        """All events will come once more, from the first."""
+        fresh = View()
+        self.__dict__.update(fresh.__dict__)
+
     def _run(self, event: RunOpened | RunClosed | ModelReady) -> None:
         if isinstance(event, RunOpened):
             self._open(event)

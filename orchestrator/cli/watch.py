@@ -19,7 +19,7 @@ def watch(
 ) -> None:
     """Show a run while it goes on. Ctrl-C leaves; the run goes on. Exits as 'siloray run' does."""
     run_dir = run_dirs.find(runs_dir, run)
-    raise typer.Exit(_watch(run_dir, run_dirs.address_of(run_dir, address), as_json))
+    raise typer.Exit(_watch(run_dir, address, as_json))
 
 
 def _watch(run_dir: Path, address: str | None, as_json: bool) -> int:

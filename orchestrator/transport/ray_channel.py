@@ -55,8 +55,11 @@ class Published:
 class RayChannel:
     """Starts the job's silo actors, or finds those that run already, and calls them."""
 
-    def __init__(self, silos: tuple[SiloId, ...], documents: dict[SiloId, str] | None) -> None:
+    def __init__(
+        self, silos: tuple[SiloId, ...], documents: dict[SiloId, str] | None, actor: type = SiloActor
+    ) -> None:
         """``documents``: the silo.yaml of each silo, all on this machine; None: each node has its own."""
+        self._remote = ray.remote(concurrency_groups={"io": IO_THREADS})(actor)
         self._home = ray.get_runtime_context().get_node_id()
         self._node: dict[SiloId, str] = {}
         self._actors = {silo: self._start(silo, documents) for silo in silos}
@@ -98,9 +101,8 @@ class RayChannel:
             ray.kill(actor)
 
     def _start(self, silo: SiloId, documents: dict[SiloId, str] | None) -> Any:
-        options = _here(documents[silo]) if documents else _on_its_node(silo)
-        remote = ray.remote(concurrency_groups={"io": IO_THREADS})(SiloActor)
-        return remote.options(
+        options = _here(documents[silo]) if documents is not None else _on_its_node(silo)
+        return self._remote.options(
             name=f"silo-{silo}",
             namespace=NAMESPACE,
             lifetime="detached",
@@ -116,6 +118,8 @@ def _here(document: str) -> dict[str, Any]:
     """Several silos on one machine: no pinning, each its own process."""
     from silos.config import load_silo
 
+    if not document:
+        return {}
     return {"num_gpus": load_silo(Path(document)).num_gpus}
 
 

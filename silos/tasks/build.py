@@ -44,7 +44,9 @@ def _tabular(spec: Tabular, data: TableData | ImageFolder, allow_code: Sequence[
     from silos.tasks.tabular import TabularTask
 
     if not isinstance(data, TableData):
-        raise BadInput(f"data set '{spec.dataset}': the task 'tabular' needs tables, and this is a folder of images")
+        raise BadInput(
+            f"data set '{spec.dataset}': the task 'tabular' needs tables, and this is a folder of images"
+        )
     return TabularTask(spec, data, allow_code)
 
 

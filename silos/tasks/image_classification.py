@@ -1,6 +1,6 @@
 """One label per image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,13 @@ class ImageClassificationTask:
     ) -> None:
         self._spec, self._allow_code = spec, tuple(allow_code)
         images = {split: data.images(split) for split in _SPLITS}
-        self._labels = {split: torch.from_numpy(data.labels(split, spec.num_classes, spec.classes)) for split in _SPLITS}
+        self._labels = {
+            split: torch.from_numpy(data.labels(split, spec.num_classes, spec.classes)) for split in _SPLITS
+        }
         self._blocks = torch.from_numpy(images["train"].blocks)
         self._shape = _shape(spec, images["train"])
         self._pixels = self._read(images, workers, memory_bytes)
-        self.input_shape = tuple(next(self._pixels["train"].batches([torch.zeros(1, dtype=torch.int64)], 0)).shape[1:])
+        self.input_shape = self._first_shape()
         """Channels, height and width of the model's input."""
 
     def model(self) -> nn.Module:
@@ -62,8 +64,10 @@ class ImageClassificationTask:
         return len(self._labels[split])
 
     def train_batches(self, at: At, batch_size: int) -> Iterator[Batch]:
-        """Fully shuffled where images are in memory or in a folder, else `BLOCKS_AT_HAND` blocks at a time."""
-        blocks = torch.arange(len(self._blocks)) if isinstance(self._pixels["train"], InMemory) else self._blocks
+        """Fully shuffled where images are in memory or in a folder, else some blocks at a time."""
+        blocks = (
+            torch.arange(len(self._blocks)) if isinstance(self._pixels["train"], InMemory) else self._blocks
+        )
         rows = self._without_single(shuffled_blocks(blocks, at, batch_size, BLOCKS_AT_HAND))
         seed = seed_of(at.seed, at.version, at.silo, at.epoch, "transforms")
         return self._batches("train", rows, seed)
@@ -90,19 +94,30 @@ class ImageClassificationTask:
             yield pixels, labels[chosen]
 
     def _without_single(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A last batch of one image gets the epoch's first image as company: batch normalisation cannot train on
-        one. The small CNN has none and needs no company."""
+        """A last batch of one image gets the epoch's first image as company: batch normalisation cannot train
+        on one. The small CNN has none and needs no company."""
         if isinstance(self._spec.model, Cnn) or len(rows) < 2 or len(rows[-1]) > 1:
             return rows
         return (*rows[:-1], torch.cat([rows[-1], rows[0][:1]]))
 
-    def _read(self, images: dict[Split, EncodedImages], workers: int, memory_bytes: int) -> dict[Split, Pixels]:
+    def _read(
+        self, images: Mapping[Split, EncodedImages], workers: int, memory_bytes: int
+    ) -> dict[Split, Pixels]:
         num_bytes = self._shape.num_bytes * sum(len(each) for each in images.values())
         finish = {"train": self._finish("train"), "test": self._finish("test")}
         if num_bytes > memory_bytes:
-            return {split: Streamed(each, self._shape, finish[split], workers) for split, each in images.items()}
+            return {
+                split: Streamed(each, self._shape, finish[split], workers) for split, each in images.items()
+            }
         room = memory_bytes if 4 * num_bytes <= memory_bytes else 0
-        return {split: InMemory(each, self._shape, finish[split], workers, room) for split, each in images.items()}
+        return {
+            split: InMemory(each, self._shape, finish[split], workers, room) for split, each in images.items()
+        }
+
+    def _first_shape(self) -> tuple[int, int, int]:
+        first = next(iter(self._pixels["train"].batches([torch.tensor([0])], 0)))
+        _, channels, height, width = first.shape
+        return channels, height, width
 
     def _finish(self, split: Split) -> Finish:
         entries = self._spec.transforms.train if split == "train" else self._spec.transforms.test

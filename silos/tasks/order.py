@@ -13,7 +13,7 @@ def shuffled(num_rows: int, at: At, batch_size: int) -> tuple[Tensor, ...]:
 
 
 def shuffled_blocks(blocks: Tensor, at: At, batch_size: int, at_once: int) -> tuple[Tensor, ...]:
-    """As `shuffled`, for rows that are read in blocks: blocks in a random order, and ``at_once`` of them mixed.
+    """As `shuffled`, for rows read in blocks: blocks in a random order, and ``at_once`` of them mixed.
 
     ``blocks`` holds each row's block number. With as many blocks as rows this is a full shuffle.
     """

@@ -1,4 +1,4 @@
-"""Batches of pixels: decoded once into memory where they fit, decoded by worker processes where they do not."""
+"""Batches of pixels: decoded once into memory where they fit, by worker processes where they do not."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,8 +47,8 @@ class Shape(NamedTuple):
         if pixels.shape[1:] != self.size:
             height, width = pixels.shape[1:]
             raise BadInput(
-                f"{images.place(i)}: the image has {height}x{width} pixels, the first one {self.size[0]}x{self.size[1]}; "
-                "give task.size in the job"
+                f"{images.place(i)}: the image has {height}x{width} pixels, the first one "
+                f"{self.size[0]}x{self.size[1]}; give task.size in the job"
             )
         return torch.from_numpy(pixels)
 
@@ -67,7 +67,7 @@ class Pixels(Protocol):
 
 
 class InMemory:
-    """Decoded pixels; normalised once and for all where no transform stands between and ``room`` bytes suffice."""
+    """Decoded pixels; normalised once and for all where no transform is wanted and ``room`` bytes suffice."""
 
     def __init__(self, images: EncodedImages, shape: Shape, finish: Finish, workers: int, room: int) -> None:
         self._pixels = _decoded(images, shape, workers)

@@ -85,7 +85,9 @@ class TabularTask:
 
     def _losses(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
         if self._spec.num_classes == 2:
-            return functional.binary_cross_entropy_with_logits(logits.reshape(-1), labels, reduction=reduction)
+            return functional.binary_cross_entropy_with_logits(
+                logits.reshape(-1), labels, reduction=reduction
+            )
         return functional.cross_entropy(logits, labels, reduction=reduction)
 
     def _new_model(self) -> nn.Module:
@@ -97,7 +99,8 @@ class TabularTask:
             case Mlp():
                 return mlp(num_inputs, spec.hidden, num_outputs)
             case _:
-                return own.make(spec.name, self._allow_code, **spec.options)
+                made: nn.Module = own.make(spec.name, self._allow_code, **spec.options)
+                return made
 
     def _tried(self, model: nn.Module) -> nn.Module:
         spec = self._spec
@@ -111,7 +114,9 @@ class TabularTask:
         columns = self._data.read([*spec.features, spec.target], split)
         numeric = [columns[name].numbers()[:, None] for name in spec.features if name not in spec.categories]
         indicators = [
-            _one_hot(columns[name], spec.categories[name]) for name in spec.features if name in spec.categories
+            _one_hot(columns[name], spec.categories[name])
+            for name in spec.features
+            if name in spec.categories
         ]
         labels = columns[spec.target].labels(spec.num_classes, spec.classes or self._data.config.classes)
         return Rows(np.concatenate(numeric + indicators, axis=1), labels)
@@ -130,7 +135,7 @@ class TabularTask:
         }
 
     def _complete(self, split: Split, rows: Rows, mean: Matrix | None) -> Rows:
-        """Missing numbers replaced by ``mean`` if given; rows that still miss something left out, and counted."""
+        """What is missing filled with ``mean`` if given; rows still incomplete left out, and counted."""
         inputs = rows.inputs if mean is None else np.where(np.isnan(rows.inputs), mean, rows.inputs)
         keep = (rows.labels >= 0) & ~np.isnan(inputs).any(axis=1)
         self.num_dropped[split] = int((~keep).sum())
@@ -143,7 +148,9 @@ class TabularTask:
         empty = np.flatnonzero(~known.any(axis=0))
         if empty.size:
             name, file = self.inputs[int(empty[0])], self._data.files[0].path
-            raise BadInput(f"{file}: '{name}' has no value in any training row, so no mean; leave it out of task.features")
+            raise BadInput(
+                f"{file}: '{name}' has no value in any training row; leave it out of task.features"
+            )
         return np.where(known, inputs, 0.0).sum(axis=0) / known.sum(axis=0)
 
     def _none_complete(self, rows: Rows) -> str:
@@ -151,8 +158,8 @@ class TabularTask:
         worst = int(np.argmax(missing))
         name = (*self.inputs, self._spec.target)[worst]
         return (
-            f"{self._data.files[0].path}: no training row is complete; '{name}' is missing in {missing[worst]} of "
-            f"{len(rows.labels)}; use 'missing_rows: mean' in silo.yaml, or fewer features"
+            f"{self._data.files[0].path}: no training row is complete; '{name}' is missing in "
+            f"{missing[worst]} of {len(rows.labels)}; use 'missing_rows: mean' in silo.yaml or fewer features"
         )
 
 

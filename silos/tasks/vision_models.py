@@ -25,7 +25,9 @@ class SmallCnn(nn.Module):
     def __init__(self, channels: int, size: tuple[int, int], num_classes: int) -> None:
         super().__init__()
         if min(size) < 4:
-            raise BadInput(f"cnn: images of {size[0]}x{size[1]} pixels are too small; give a larger task.size")
+            raise BadInput(
+                f"cnn: images of {size[0]}x{size[1]} pixels are too small; give a larger task.size"
+            )
         padding = 0 if min(size) >= _SMALL else 2
         height, width = (_halved_twice(side, padding) for side in size)
         self.conv1 = nn.Conv2d(channels, 6, 5, padding=padding)
@@ -54,7 +56,9 @@ def torchvision_model(spec: TorchvisionModel, num_classes: int, channels: int) -
 
     known = models.list_models(module=models)
     if spec.name not in known:
-        raise BadInput(f"task.model: torchvision has no classification model '{spec.name}'{nearest(spec.name, known)}")
+        raise BadInput(
+            f"task.model: torchvision has no classification model '{spec.name}'{nearest(spec.name, known)}"
+        )
     arguments: dict[str, Any] = {"weights": None, **spec.options, "num_classes": num_classes}
     model: nn.Module = own.call(spec.name, models.get_model, spec.name, **arguments)
     if channels == 1:

@@ -41,7 +41,8 @@ class Run:
     """A driver on a crashing disk, and beside it what the run must look like."""
 
     def __init__(self, fs: CrashFileSystem, store: type[Store], keep: int) -> None:
-        self.fs, self.make = fs, lambda: store(ROOT, fs, keep, clock=lambda: 1.5)
+        self.fs = fs
+        self.make: Callable[[], Store] = lambda: store(ROOT, fs, keep, clock=lambda: 1.5)
         self.rounds: list[tuple[int, int]] = []
         """Version and seed of every round that counts."""
         self.attempts: list[tuple[int, int]] = []
@@ -149,7 +150,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(seed=seeds, power_cut=st.booleans(), again=steps)
     def restart(self, seed: int, power_cut: bool, again: int | None) -> None:
+        """Without a power cut now, one comes right after recovery: what that believed must be durable."""
         self.run.restart(seed, power_cut, again)
+        self.run.restart(seed, power_cut=True)
 
     @rule(seed=seeds, at=st.integers(0, 24), note=st.booleans())
     def fail_once(self, seed: int, at: int, note: bool) -> None:

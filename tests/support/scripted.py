@@ -98,7 +98,7 @@ def write_journal(run_dir: Path, lines: list[dict[str, Any]]) -> Path:
     journal = Journal(run_dir / "journal.jsonl", OsFileSystem())
     journal.open()
     for line in lines:
-        journal.write({"time": 100.0, **line})
+        journal.write({"time": 100.0, **line}, durable=True)
     return run_dir
 
 
@@ -131,11 +131,15 @@ class ScriptedRun:
     end: Outcome = Outcome("done", 0, "all rounds")
     endless: bool = False
     stops: list[bool] = field(default_factory=list)
+    closed: bool = False
 
     def events(self, after: int, wait_s: float) -> tuple[list[dict[str, Any]], int]:
         if after >= len(self.lines):
             time.sleep(wait_s)
         return self.lines[after:], len(self.lines)
+
+    def close(self) -> None:
+        self.closed = True
 
     def outcome(self) -> Outcome | None:
         return None if self.endless else self.end

@@ -1,6 +1,7 @@
 """Fault points."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,9 +99,8 @@ def test_one_full_disk_is_overcome_where_a_checkpoint_may_go(tmp_path: Path, poi
 
 def test_the_registry_is_complete() -> None:
     assert points() == FAULT_POINTS and len(set(FAULT_POINTS)) == len(FAULT_POINTS)
-    used = {
-        part.split('"')[0]
-        for file in Path("orchestrator").rglob("*.py")
-        for part in file.read_text().split('fault("')[1:]
-    }
+    sources = [
+        file.read_text() for folder in ("orchestrator", "silos") for file in Path(folder).rglob("*.py")
+    ]
+    used = {point for source in sources for point in re.findall(r'\bfault\("([^"]*)"\)', source)}
     assert used <= set(FAULT_POINTS)

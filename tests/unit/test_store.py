@@ -147,6 +147,14 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path: P
     assert names(store) == [] and journal(store).read_bytes() == b""
 
 
+def test_what_is_recorded_with_a_state_may_be_any_json(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.commit(0, {}, {"type": "r"}, {"by_size": {10: 1e-7, 9: None}, "name": "Z\u00fcrich \ud83d\ude00\n"})
+    found = reopened(store).recover()
+    assert found is not None
+    assert found.meta == {"by_size": {"10": 1e-7, "9": None}, "name": "Z\u00fcrich \ud83d\ude00\n"}
+
+
 def test_a_version_is_committed_once(tmp_path: Path) -> None:
     store = filled(tmp_path)
     for version in (1, 2):
@@ -315,12 +323,30 @@ def test_a_foreign_checkpoint_is_visible_and_can_be_refused(tmp_path: Path) -> N
     assert found.skipped == (("v000002", "job_digest is other, this run's is abc"),)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_checkpoint_without_permission_is_not_skipped(tmp_path: Path) -> None:
+class BadSector(OsFileSystem):
+    """One file cannot be read."""
+
+    def __init__(self, path: Path, code: int) -> None:
+        self.path, self.code = path, code
+
+    def read(self, path: Path, offset: int = 0) -> bytes:
+        if path == self.path:
+            raise OSError(self.code, os.strerror(self.code), str(path))
+        return super().read(path, offset)
+
+
+def test_an_unreadable_sector_is_damage_but_a_missing_permission_is_not(tmp_path: Path) -> None:
     store = filled(tmp_path)
-    file_of(store, 2).chmod(0)
-    with pytest.raises(PermissionError):
-        reopened(store).recover()
+    store.release()
+    for code in (errno.EACCES, errno.EIO):
+        again = Store(tmp_path, BadSector(file_of(store, 2), code))
+        again.acquire("test")
+        if code == errno.EACCES:
+            with pytest.raises(PermissionError):
+                again.recover()
+        else:
+            assert again.recover().version == 1  # type: ignore[union-attr]
+        again.release()
 
 
 @pytest.mark.parametrize("cut", [1, 10, 150])
