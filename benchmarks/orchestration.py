@@ -150,7 +150,7 @@ def siloray(num_silos: int, size: int, rounds: int, store: type[Store], folder: 
             closed.append(event)
 
     async def run() -> Any:
-        channel = RayChannel(job.silos, {silo: "" for silo in job.silos}, silo_actor(size))
+        channel = RayChannel(folder.name, job.silos, {silo: "" for silo in job.silos}, silo_actor(size))
         driver = Driver(job, channel, store(folder), "benchmark", observe)
         outcome = await driver.run()
         channel.close()

@@ -347,7 +347,13 @@ class Driver:
         self._contributed |= {update.silo for update in updates}
         closed = events.RoundClosed(
             version=self.model.version,
-            contributors=contributors(updates, self._discounts(updates), combined.norms, self.rounds.version),
+            contributors=contributors(
+                updates,
+                self._discounts(updates),
+                combined.norms,
+                self.rounds.version,
+                self._broadcast_bytes,
+            ),
             evaluated=figures,
             seconds={
                 "wait": self._arrived_at - self._opened_at,

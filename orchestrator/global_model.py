@@ -33,7 +33,8 @@ class GlobalModel:
         self.lineage = ""
         """Digest of all that went into the version. Hashing the parameters themselves would cost more than
         folding them; two runs with equal lineages have equal parameters."""
-        self._spare: Vector | None = None
+        self._buffers: list[Vector] = []
+        """Memory for folds: the one under the newest state, and one to fold into."""
         self._committing: asyncio.Task[None] | None = None
 
     def begin(self, parts: Parts, origin: str) -> None:
@@ -52,10 +53,15 @@ class GlobalModel:
 
     async def fold(self, updates: Sequence[Update], discounts: Sequence[float], fetch: Fetch) -> Combined:
         """Combine updates that are in the order of the sum. Raises `UpdateUnfit` and `SiloLost`."""
-        size = sum(self.layout.values())
-        if self._spare is None or self._spare.size != size:
-            self._spare = np.empty(size, np.float32)
-        return await incoming(self.job, updates, discounts, fetch, self._spare)
+        return await incoming(self.job, updates, discounts, fetch, self._buffer(sum(self.layout.values())))
+
+    def _buffer(self, size: int) -> Vector:
+        """Memory that the state does not use."""
+        for buffer in self._buffers:
+            if buffer.size == size and not any(np.shares_memory(buffer, part) for part in self.state.values()):
+                return buffer
+        self._buffers = [*self._buffers[-1:], np.empty(size, np.float32)]
+        return self._buffers[-1]
 
     async def advance(self, combined: Combined, updates: Sequence[Update]) -> float:
         """Step to the next version; the Euclidean norm of the mean delta. Waits until the version before is
@@ -66,9 +72,7 @@ class GlobalModel:
             weights=tuple(shares_of(updates)),
             scalars=tuple(update.scalars for update in updates),
         )
-        before = self.state
         norm = await asyncio.to_thread(self._step, combined.parts, info)
-        self._spare = _reusable(before, self.state)
         self.version += 1
         self.lineage = _digest(self.lineage, *(_identity(u, n) for u, n in zip(updates, combined.norms, strict=True)))
         fault("state.stepped")
@@ -125,9 +129,3 @@ def _identity(update: Update, norm: float) -> list[Any]:
 def _digest(before: str, *what: Any) -> str:
     return hashlib.sha256(json.dumps([before, *what]).encode()).hexdigest()
 
-
-def _reusable(before: State, after: State) -> Vector | None:
-    """The old parameters' memory, unless the new state still uses it."""
-    old = before["params"]
-    shared = any(np.shares_memory(old, part) for part in after.values())
-    return None if shared or not old.flags.owndata or not old.flags.writeable else old

@@ -49,7 +49,7 @@ class TableData:
     def __init__(self, config: DatasetConfig, files: Sequence[Place]) -> None:
         self.config = config
         self.files = tuple(files)
-        self._dataset = _open([path for path, _ in self.files])
+        self._dataset, self._known = _open([path for path, _ in self.files])
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -125,11 +125,10 @@ class TableData:
 
     def _in_file(self, name: str) -> str:
         """The name itself, once every file is known to have such a column."""
-        for fragment in self._dataset.get_fragments():
-            known = fragment.physical_schema.names
+        for path, known in self._known.items():
             if name not in known:
                 hint = "a column of another name is given under 'columns' in silo.yaml"
-                raise BadInput(f"{fragment.path}: no column '{name}'{nearest(name, known)} ({hint})")
+                raise BadInput(f"{path}: no column '{name}'{nearest(name, known)} ({hint})")
         return name
 
     def _table(self, columns: dict[str, str]) -> pa.Table:
@@ -168,15 +167,17 @@ class TableData:
         return Column(splits.column, values, (), self.place)
 
 
-def _open(files: Sequence[Path]) -> ds.Dataset:
-    """One dataset over all files, columns that differ in width (int and float) widened."""
-    form = TABLES[files[0].suffix.lower()]
+def _open(files: Sequence[Path]) -> tuple[ds.Dataset, dict[str, list[str]]]:
+    """One dataset over all files, differing widths (int, float) widened; and each file's columns."""
+    form, names = TABLES[files[0].suffix.lower()], [str(file) for file in files]
+    mapped = fs.LocalFileSystem(use_mmap=True)
     try:
         read_as = _csv(files[0]) if form == "csv" else form
-        names = [str(file) for file in files]
-        dataset = ds.dataset(names, format=read_as, filesystem=fs.LocalFileSystem(use_mmap=True))
-        schemas = [fragment.physical_schema for fragment in dataset.get_fragments()]
-        return dataset.replace_schema(_as_text(schemas) if form == "csv" else _widened(schemas))
+        found = ds.dataset(names, format=read_as, filesystem=mapped)
+        schemas = {fragment.path: fragment.physical_schema for fragment in found.get_fragments()}
+        schema = (_as_text if form == "csv" else _widened)(list(schemas.values()))
+        dataset = ds.dataset(names, schema=schema, format=read_as, filesystem=mapped)
+        return dataset, {path: each.names for path, each in schemas.items()}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{_broken(files, error)}: cannot be read as {form}: {_first_line(error)}") from None
 

@@ -27,6 +27,14 @@ from orchestrator.store import Store, checkpoint_name
 SILOS = ("cleveland", "hungarian", "switzerland", "va")
 ROWS = {"cleveland": 199, "hungarian": 172, "switzerland": 30, "va": 85}
 FEATURES = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope")
+MODEL = {
+    "entries": [
+        {"name": "weight", "shape": [1, len(FEATURES)], "kind": "param", "shared": True},
+        {"name": "bias", "shape": [1], "kind": "param", "shared": True},
+    ],
+    "input_shape": [len(FEATURES)],
+    "input_dtype": "float32",
+}
 
 
 def job(total: int = 12, **more: Any) -> Job:
@@ -84,7 +92,13 @@ class Recorder:
                 )
             )
         if resumed_from is None:
-            ready = ModelReady(version=0, num_shared=self.size, schema_digest="0", checkpoint=checkpoint_name(0))
+            ready = ModelReady(
+                version=0,
+                num_shared=self.size,
+                schema_digest="0",
+                model=MODEL,
+                checkpoint=checkpoint_name(0),
+            )
             self.store.commit(0, self.state(0), _line(ready), {})
 
     def state(self, version: int) -> dict[str, np.ndarray]:
@@ -154,7 +168,6 @@ def closed(silos: tuple[str, ...], version: int, seed: int = 0) -> RoundClosed:
             train={"loss": 0.4 + 0.5 * math.exp(-version / 4)},
             seconds={"load": 0.01, "evaluate": 0.02, "train": 0.2 + 0.1 * float(rng.uniform()), "pack": 0.001},
             bytes_up=60,
-            bytes_down=60,
         )
         for silo in silos
     ]
@@ -168,6 +181,7 @@ def closed(silos: tuple[str, ...], version: int, seed: int = 0) -> RoundClosed:
         update_norm=0.5 / version,
         checkpoint=checkpoint_name(version),
         best=True,
+        lineage=f"{version}-{seed}",
     )
 
 

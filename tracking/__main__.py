@@ -6,8 +6,8 @@ import logging
 import os
 import signal
 import sys
-from contextlib import contextmanager, suppress
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event as Flag
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     if options.nice:
         _be_nice()
-    until: Until = "now" if options.drain else "closed" if options.until_closed else "parent"
+    until: Until = "now" if options.drain else "closed" if options.until_closed else "left"
     with _alone(options.run_dir, stop):
         return follow(Follower(options.run_dir, absolute(options.uri)), until, stop)
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tracking", description="Carry a run's journal to MLflow.")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--uri", required=True, help="MLflow server or database, such as sqlite:///mlflow.db")
-    parser.add_argument("--until-closed", action="store_true", help="go on after the starting process has ended")
+    parser.add_argument("--until-closed", action="store_true", help="do not end because the run's driver is gone")
     parser.add_argument("--drain", action="store_true", help="post what the journal holds now, and end")
     parser.add_argument("--nice", action="store_true", help="leave the processors to everybody else")
     return parser

@@ -15,6 +15,8 @@ class Cursor:
     journal once more, which adds nothing that is there."""
 
     uri: str
+    run_id: str = ""
+    """The run's own name."""
     experiment_id: str = ""
     runs: dict[str, str] = field(default_factory=dict)
     """MLflow run id of the job (key ``""``) and of each silo."""

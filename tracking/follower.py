@@ -4,14 +4,17 @@ The journal is the truth and MLflow a copy. Points have the journal's time stamp
 nothing; runs are looked for by tag before they are made. A kill at any instant costs a few requests.
 """
 
+import json
 import logging
 import os
+import socket
+import time
 from collections import deque
 from pathlib import Path
 from threading import Event as Flag
 from typing import Literal
 
-from orchestrator.core.events import Event, RunOpened
+from orchestrator.core.events import Event, RoundClosed, RunOpened
 from orchestrator.journal import JournalDamaged
 from tracking import cursor as cursors
 from tracking import publish
@@ -21,9 +24,10 @@ from tracking.server import Server, is_lost, is_refusal
 
 log = logging.getLogger("tracking")
 
-Until = Literal["parent", "closed", "now"]
-"""How long to follow an open run: while the process that started this one lives; until the run is closed; or only to
-the journal's present end."""
+Until = Literal["left", "closed", "now"]
+"""How long to follow an open run: until it is closed or its driver has been gone for a while (the driver that goes on
+with it starts a follower of its own); until it is closed, whatever comes; or to the journal's present end."""
+LEFT_S = 60.0
 SLICE = 200
 """Most events between two saves of the cursor."""
 POLL_S = 1.0
@@ -117,6 +121,8 @@ class Follower:
             self.cursor.void = True
             self._save()
             return
+        if isinstance(event, RoundClosed):
+            publish.keep(self.run_dir, self.mapper, self.cursor, event)
         for run, rows in posts.items():
             self._posts.setdefault(run, Rows()).add(rows)
         self._last = event
@@ -146,7 +152,7 @@ class Follower:
         wanted = [run for run in (RUN, *self._posts) if run not in cursor.runs]
         if not wanted:
             return
-        cursor.experiment_id = server.experiment(experiment_of(opened))
+        cursor.run_id, cursor.experiment_id = opened.run_id, server.experiment(experiment_of(opened))
         found = server.runs(cursor.experiment_id, opened.run_id)
         for run in dict.fromkeys(wanted):
             cursor.runs[run] = found[run][0] if run in found else self._create(server, opened, run)
@@ -166,12 +172,13 @@ def experiment_of(opened: RunOpened) -> str:
     return str(tracking.get("experiment") or opened.name)
 
 
-def follow(follower: Follower, until: Until, stop: Flag) -> int:
+def follow(follower: Follower, until: Until, stop: Flag, poll_s: float = POLL_S) -> int:
     """Follows until the run is closed and all of it posted, or ``until`` or ``stop`` says so. Returns 0; or 1 where
-    the journal is damaged, or the server refuses and the run is over."""
-    parent, pause = os.getppid(), 0.0
+    the journal is damaged, or the server refuses and nothing more will come."""
+    pause, alive = 0.0, time.monotonic()
     while not stop.is_set():
-        last_look = until == "now" or (until == "parent" and os.getppid() != parent)
+        alive = time.monotonic() if driver_lives(follower.run_dir) else alive
+        last_look = until == "now" or (until == "left" and time.monotonic() - alive > LEFT_S)
         try:
             busy, pause = follower.step(), 0.0
         except JournalDamaged as error:
@@ -185,5 +192,19 @@ def follow(follower: Follower, until: Until, stop: Flag) -> int:
         if follower.done or (last_look and not busy and not pause and follower.idle):
             return 0
         if not busy:
-            stop.wait(pause or POLL_S)
+            stop.wait(pause or poll_s)
     return 0
+
+
+def driver_lives(run_dir: Path) -> bool:
+    """Whether the process that the lease names runs on this machine; True where that cannot be told."""
+    try:
+        lease = json.loads((run_dir / "lease.json").read_text(encoding="utf-8"))
+        if lease["host"] != socket.gethostname():
+            return True
+        os.kill(lease["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+    return True

@@ -19,6 +19,7 @@ from orchestrator.core.events import (
     Contributor,
     Event,
     Figures,
+    ModelReady,
     RoundClosed,
     RunClosed,
     RunOpened,
@@ -92,6 +93,7 @@ class Mapper:
         """The first one: it names the run and its start."""
         self.closed: RunClosed | None = None
         self.rounds: dict[int, RoundClosed] = {}
+        self.ready: ModelReady | None = None
         self._superseded = frozenset(superseded)
         self._evaluated: set[tuple[str, int]] = set()
         self._joined: set[str] = set()
@@ -107,6 +109,8 @@ class Mapper:
         match event:
             case RunOpened():
                 return self._open(event)
+            case ModelReady():
+                self.ready = event
             case SiloJoined():
                 return self._join(event)
             case UpdateRefused():
@@ -140,7 +144,7 @@ class Mapper:
     def _close_round(self, event: RoundClosed) -> Posts:
         known = self.rounds.get(event.version)
         if known is not None:
-            if _outcome(known) != _outcome(event):
+            if known.lineage != event.lineage:
                 raise Superseded(self._seqs_from(event.version))
             return self._evaluate(event, event.evaluated, event.best)
         self.rounds[event.version] = event
@@ -175,7 +179,8 @@ class Mapper:
         return posts | {RUN: Rows(points=total, tags={"siloray.refused": _counts(self._codes)})}
 
     def _close(self, event: RunClosed) -> Posts:
-        if left := self._seqs_from(event.version + 1):
+        left = self._seqs_from(event.version + 1)
+        if left and event.version >= 0:  # below 0: the run ended before it had a model in hand
             raise Superseded(left)
         self.closed = event
         posts = {silo: Rows(status=STATUS[event.status], time_ms=_ms(event)) for silo in (RUN, *sorted(self._joined))}
@@ -243,7 +248,6 @@ def _contribution(each: Contributor) -> dict[str, float]:
         "round/update_norm": each.norm,
         "round/steps": each.num_steps,
         "bytes/up": each.bytes_up,
-        "bytes/down": each.bytes_down,
         **{f"seconds/{phase}": seconds for phase, seconds in each.seconds.items()},
         **{f"train_{name}": value for name, value in each.train.items()},
     }
@@ -267,11 +271,6 @@ def _pooled(contributors: Iterable[Contributor]) -> dict[str, float]:
             sums[name] = sums.get(name, 0.0) + value * each.num_examples
             counts[name] = counts.get(name, 0) + each.num_examples
     return {name: sums[name] / count for name, count in counts.items() if count}
-
-
-def _outcome(event: RoundClosed) -> object:
-    """What two makings of a version must agree on to be the same."""
-    return event.update_norm, [(each.silo, each.base_version, each.weight, each.norm) for each in event.contributors]
 
 
 def _run_tags(event: RunOpened) -> dict[str, str]:

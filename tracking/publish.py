@@ -1,8 +1,89 @@
-"""Models, plots and report."""
-def publish(run_dir, mapper, cursor, connect):
-    if mapper.closed and cursor.finished != mapper.closed.seq:
-        from tracking import cursor as c
+"""What is made of a run beyond its points: models while it runs; report, plots and files at its end."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.core.events import RoundClosed
+from tracking import models, weights
+from tracking.cursor import Cursor, save
+from tracking.mapping import RUN, Mapper
+from tracking.server import Server
+
+NONE = "none: "
+"""Begins the cursor's note on a version that could not be logged."""
+
+
+def keep(run_dir: Path, mapper: Mapper, cursor: Cursor, event: RoundClosed) -> None:
+    """Sets a checkpoint aside that is to become a model, at sight."""
+    if event.version % _every(mapper) == 0 and str(event.version) not in cursor.models:
+        weights.keep(run_dir, event.version)
+
+
+def publish(run_dir: Path, mapper: Mapper, cursor: Cursor, connect: Callable[[], Server]) -> bool:
+    """Does the next thing that is due, if any, and notes it in the cursor. Raises what MLflow raises."""
+    due = _due(mapper, cursor)
+    if due:
+        _log(run_dir, mapper, cursor, connect(), due[0])
+        _name(mapper, cursor, connect())
+    elif mapper.closed is not None and cursor.finished != mapper.closed.seq:
+        _finish(run_dir, mapper, cursor, connect())
         cursor.finished = mapper.closed.seq
-        c.save(run_dir, cursor)
-        return True
-    return False
+    else:
+        return False
+    save(run_dir, cursor)
+    return True
+
+
+def _every(mapper: Mapper) -> int:
+    tracking = (mapper.opened.job.get("tracking") if mapper.opened else None) or {}
+    return int(tracking.get("every", 10))
+
+
+def _due(mapper: Mapper, cursor: Cursor) -> list[int]:
+    """Versions to log now: every so many, once their figures are known, so that the model shows them; at the end the
+    best and the last."""
+    known = [v for v in mapper.rounds if v % _every(mapper) == 0 and (v + 1 in mapper.rounds or mapper.closed)]
+    if mapper.closed is not None and mapper.closed.status != "failed":
+        known += [v for v in (mapper.closed.best_version, mapper.closed.version) if v is not None and v >= 0]
+    return [version for version in sorted(set(known)) if str(version) not in cursor.models]
+
+
+def _log(run_dir: Path, mapper: Mapper, cursor: Cursor, server: Server, version: int) -> None:
+    try:
+        runs = (cursor.experiment_id, cursor.runs[RUN])
+        cursor.models[str(version)] = models.log_version(server, run_dir, mapper, version, runs)
+    except models.NoModel as error:
+        cursor.models[str(version)] = f"{NONE}{error}"
+        server.client.set_tag(cursor.runs[RUN], f"siloray.no_model.{version}", str(error))
+    weights.release(run_dir, version)
+
+
+def _name(mapper: Mapper, cursor: Cursor, server: Server) -> None:
+    """Points ``latest`` at the newest version and ``champion`` at the best of those that are logged."""
+    if mapper.opened is None:
+        return
+    name = models.registered_name(mapper.opened)
+    logged = {int(version): model for version, model in cursor.models.items() if not model.startswith(NONE)}
+    if not logged:
+        return
+    best = mapper.closed.best_version if mapper.closed else None
+    wanted = {"latest": logged[max(logged)]} | ({"champion": logged[best]} if best in logged else {})
+    numbers = {each.model_id: each.version for each in server.client.search_model_versions(f"name = '{name}'")}
+    for alias, model_id in wanted.items():
+        server.client.set_registered_model_alias(name, alias, numbers[model_id])
+
+
+def _finish(run_dir: Path, mapper: Mapper, cursor: Cursor, server: Server) -> None:
+    """Report, plots and the job file; runs that a request made twice go."""
+    from tracking import report
+
+    if mapper.opened is None:
+        return
+    for key, ids in server.runs(cursor.experiment_id, mapper.opened.run_id).items():
+        server.delete_runs([each for each in ids if each != cursor.runs.get(key, each)])
+    _name(mapper, cursor, server)
+    with tempfile.TemporaryDirectory(prefix="siloray-") as folder:
+        note = report.write(run_dir, Path(folder))
+        server.client.log_artifacts(cursor.runs[RUN], folder)
+    server.client.set_tag(cursor.runs[RUN], "mlflow.note.content", note)

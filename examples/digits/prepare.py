@@ -18,7 +18,9 @@ OUT = Path(__file__).parent / "silos"
 def main() -> None:
     """Replace the silos' folders."""
     shutil.rmtree(OUT, ignore_errors=True)
-    for path in write_silos("digits", OUT, num_silos=8, scheme=Scheme(name="quantity", alpha=2.0, min_rows=60)):
+    for path in write_silos(
+        "digits", OUT, num_silos=8, scheme=Scheme(name="quantity", alpha=2.0, min_rows=60)
+    ):
         print(path)
 
 

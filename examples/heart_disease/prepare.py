@@ -2,9 +2,9 @@
 
     python examples/heart_disease/prepare.py --raw FOLDER
 
-FOLDER holds processed.{cleveland,hungarian,switzerland,va}.data as published (see README.md). The columns slope,
-ca and thal, which most hospitals did not record, are left out, and so are rows that miss another value; what
-remains is kept in the original units. split.csv says which of these rows test.
+FOLDER holds processed.{cleveland,hungarian,switzerland,va}.data as published (see README.md). The columns
+slope, ca and thal, which most hospitals did not record, are left out, and so are rows that miss another
+value; what remains is kept in the original units. split.csv says which of these rows test.
 """
 
 import argparse

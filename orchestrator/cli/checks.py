@@ -5,7 +5,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +36,7 @@ class Check:
     remedy: str = ""
 
 
-def this_machine(runs_dir: Path, tracking_uri: str) -> Iterator[Check]:
+def this_machine(runs_dir: Path, tracking_uri: str, on_cluster: bool) -> Iterator[Check]:
     """All checks of this machine, the quick ones first."""
     yield python()
     for name in ("siloray", "ray", "torch", "mlflow", "pyarrow"):
@@ -45,7 +45,7 @@ def this_machine(runs_dir: Path, tracking_uri: str) -> Iterator[Check]:
     yield memory(available_memory())
     yield shared_memory(Path("/dev/shm"))
     yield disk(runs_dir)
-    yield authentication(os.environ)
+    yield authentication(os.environ, on_cluster)
     yield dashboard(list(listeners(DASHBOARD_PORT)))
     yield tracking(tracking_uri)
     yield gpu()
@@ -119,14 +119,14 @@ def disk(folder: Path) -> Check:
     return Check("pass", "disk", found)
 
 
-def authentication(environ: "os._Environ[str] | dict[str, str]", home: Path | None = None) -> Check:
+def authentication(environ: Mapping[str, str], on_cluster: bool, home: Path | None = None) -> Check:
     """Ray's token: half the commands of 2.60 turn it on by themselves, half do not."""
-    mode = environ.get("RAY_AUTH_MODE")
+    mode = environ.get("RAY_AUTH_MODE", "" if on_cluster else "token")
     if mode != "token":
         found = f"RAY_AUTH_MODE is {mode}" if mode else "RAY_AUTH_MODE is not set"
         return Check("warn", "authentication", found, "on a cluster: RAY_AUTH_MODE=token on every machine")
     token = Path(environ.get("RAY_AUTH_TOKEN_PATH") or (home or Path.home()) / ".ray" / "auth_token")
-    if environ.get("RAY_AUTH_TOKEN") or token.is_file():
+    if not on_cluster or environ.get("RAY_AUTH_TOKEN") or token.is_file():
         return Check("pass", "authentication", "token")
     return Check("fail", "authentication", f"token mode, but no {token}", "ray get-auth-token --generate")
 

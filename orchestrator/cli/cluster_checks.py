@@ -1,6 +1,7 @@
 """What `siloray doctor --address` looks at: a running Ray cluster and its nodes."""
 
 import logging
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ def cluster(address: str) -> Iterator[Check]:
     if why:
         yield Check("fail", "cluster", f"{address}: {why}", "is it up, and is the port open?")
         return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a run does
     import ray
 
     try:

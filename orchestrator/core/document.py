@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,15 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from orchestrator.core.errors import BadInput
 
 MAX_BYTES = 1 << 20
+
+_PLAIN = {
+    "model_attributes_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "dict_type": "expected a mapping",
+    "tuple_type": "expected a list",
+    "list_type": "expected a list",
+}
+"""Pydantic's words that speak of Python, by the type of error."""
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -28,6 +38,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' stands twice", key.start_mark
@@ -76,25 +88,44 @@ def validate(value: Any, model: type[Document], source: str) -> Document:
     try:
         return TypeAdapter(model).validate_python(value)
     except ValidationError as error:
-        raise BadInput(f"{source}: {_first(error, model)}") from None
+        raise BadInput(f"{source}: {_first(error, value, model)}") from None
 
 
-def _first(error: ValidationError, model: type[BaseModel]) -> str:
+def _first(error: ValidationError, value: Any, model: type[BaseModel]) -> str:
     problems = error.errors(include_url=False)
     worst = min(problems, key=lambda each: each["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in worst["loc"] if not _is_branch(part))
+    place = ".".join(_written(worst["loc"], value, worst["type"]))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if worst["type"] == "extra_forbidden":
         return f"{place}: unknown key{_nearest(worst['loc'], model)}{more}"
-    message = worst["msg"].removeprefix("Value error, ").replace("\n", " ")
+    if worst["type"].startswith("union_tag_"):
+        return f"{place}{_choice(worst['input'], str(worst.get('ctx', {}).get('expected_tags', '')))}{more}"
+    message = _PLAIN.get(worst["type"], worst["msg"]).removeprefix("Value error, ").replace("\n", " ")
     given = worst.get("input")
     shown = "" if isinstance(given, dict | list | BaseModel) or worst["type"] == "missing" else f", got {given!r}"
     return f"{place + ': ' if place else ''}{message}{shown[:120]}{more}"
 
 
-def _is_branch(part: object) -> bool:
-    """Pydantic puts the chosen member of a union into the path; a person did not write it."""
-    return isinstance(part, str) and part.startswith("function-")
+def _written(loc: tuple[int | str, ...], value: Any, problem: str) -> Iterator[str]:
+    """The parts of a place that a person wrote, or did not write although they are required: pydantic adds the
+    chosen member of each union."""
+    for index, part in enumerate(loc):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif problem != "missing" or index < len(loc) - 1:
+            continue
+        yield str(part)
+
+
+def _choice(given: Any, expected: str) -> str:
+    """What to say when ``name`` names no member of a union."""
+    name = given.get("name") if isinstance(given, dict) else None
+    if name is None:
+        return ".name: Field required" if isinstance(given, dict) else ": expected a mapping with a 'name'"
+    known = [each.strip("' ").replace("own", "module:Class") for each in expected.split(",")]
+    return f".name: {str(name)[:60]!r} is not known; there are: {', '.join(known)}"
 
 
 def _nearest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:

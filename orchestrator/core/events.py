@@ -45,6 +45,7 @@ class Contributor(BaseModel, frozen=True):
     seconds: dict[str, float] = {}
     """By phase at the silo: load, evaluate, train, pack."""
     bytes_up: int = 0
+    bytes_down: int = 0
 
 
 class RunOpened(_Event):

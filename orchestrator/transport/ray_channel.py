@@ -56,9 +56,16 @@ class RayChannel:
     """Starts the job's silo actors, or finds those that run already, and calls them."""
 
     def __init__(
-        self, silos: tuple[SiloId, ...], documents: dict[SiloId, str] | None, actor: type = SiloActor
+        self,
+        run_id: str,
+        silos: tuple[SiloId, ...],
+        documents: dict[SiloId, str] | None,
+        actor: type = SiloActor,
     ) -> None:
-        """``documents``: the silo.yaml of each silo, all on this machine; None: each node has its own."""
+        """``documents``: the silo.yaml of each silo, all on this machine, for processes that belong to this run.
+        None: each silo's process is on its own node, with its own document, and serves one run after the other.
+        """
+        self._suffix = f"-{run_id}" if documents is not None else ""
         self._remote = ray.remote(concurrency_groups={"io": IO_THREADS})(actor)
         self._home = ray.get_runtime_context().get_node_id()
         self._node: dict[SiloId, str] = {}
@@ -96,14 +103,14 @@ class RayChannel:
         ray.kill(self._actors[silo], no_restart=False)
 
     def close(self) -> None:
-        """End the silos' processes."""
-        for actor in self._actors.values():
+        """End the processes that belong to this run."""
+        for actor in self._actors.values() if self._suffix else ():
             ray.kill(actor)
 
     def _start(self, silo: SiloId, documents: dict[SiloId, str] | None) -> Any:
         options = _here(documents[silo]) if documents is not None else _on_its_node(silo)
         return self._remote.options(
-            name=f"silo-{silo}",
+            name=f"silo-{silo}{self._suffix}",
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,

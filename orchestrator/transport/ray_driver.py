@@ -95,13 +95,14 @@ class DriverActor:
         run_dir = Path(self.assignment.run_dir)
         job = Job.model_validate_json(self.assignment.job)
         self._prepare(run_dir, job)
-        channel = RayChannel(job.silos, self.assignment.documents)
+        channel = RayChannel(self.assignment.run_id, job.silos, self.assignment.documents)
         store = Store(run_dir, keep=job.keep.newest)
         owner = f"siloray driver of {self.assignment.run_id}"
         self._driver = Driver(job, channel, store, self.assignment.run_id, self._observe, owner=owner)
         self._loop = asyncio.get_running_loop()
         outcome = await self._driver.run()
         write_summary(run_dir)
+        channel.close()
         return outcome
 
     def _prepare(self, run_dir: Path, job: Job) -> None:

@@ -45,20 +45,17 @@ class ImageClassificationTask:
         self._blocks = torch.from_numpy(images["train"].blocks)
         self._shape = _shape(spec, images["train"])
         self._pixels = self._read(images, workers, memory_bytes)
-        self.input_shape = self._first_shape()
+        self.input_shape = self._shape_of("train")
         """Channels, height and width of the model's input."""
 
     def model(self) -> nn.Module:
-        """A new model; all but the small CNN are tried on two empty images."""
-        spec = self._spec
-        match spec.model:
-            case Cnn():
-                return SmallCnn(self.input_shape[0], self.input_shape[1:], spec.num_classes)
-            case TorchvisionModel():
-                model = torchvision_model(spec.model, spec.num_classes, self.input_shape[0])
-            case _:
-                model = own.make(spec.model.name, self._allow_code, **spec.model.options)
-        return own.tried(spec.model.name, model, torch.zeros(2, *self.input_shape), (2, spec.num_classes))
+        """A new model, tried on two empty images of every split's shape."""
+        model = self._new_model()
+        for split in _SPLITS[: 1 + (self.num_examples("test") > 0)]:
+            shape = self._shape_of(split)
+            name = f"{self._spec.model.name} on {split} images of {'x'.join(map(str, shape))}"
+            own.tried(name, model, torch.zeros(2, *shape), (2, self._spec.num_classes))
+        return model
 
     def num_examples(self, split: Split) -> int:
         return len(self._labels[split])
@@ -114,10 +111,22 @@ class ImageClassificationTask:
             split: InMemory(each, self._shape, finish[split], workers, room) for split, each in images.items()
         }
 
-    def _first_shape(self) -> tuple[int, int, int]:
-        first = next(iter(self._pixels["train"].batches([torch.tensor([0])], 0)))
+    def _shape_of(self, split: Split) -> tuple[int, int, int]:
+        """Channels, height and width after the transforms."""
+        first = next(iter(self._pixels[split].batches([torch.tensor([0])], 0)))
         _, channels, height, width = first.shape
         return channels, height, width
+
+    def _new_model(self) -> nn.Module:
+        spec, (channels, height, width) = self._spec, self.input_shape
+        match spec.model:
+            case Cnn():
+                return SmallCnn(channels, (height, width), spec.num_classes)
+            case TorchvisionModel():
+                return torchvision_model(spec.model, spec.num_classes, channels)
+            case _:
+                made: nn.Module = own.make(spec.model.name, self._allow_code, **spec.model.options)
+                return made
 
     def _finish(self, split: Split) -> Finish:
         entries = self._spec.transforms.train if split == "train" else self._spec.transforms.test

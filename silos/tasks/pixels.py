@@ -106,11 +106,15 @@ class Streamed:
 
     def batches(self, rows: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
         batches = _Batches(self._images, self._shape, self._finish, rows, seed)
-        yield from DataLoader(batches, batch_size=None, num_workers=self._workers)
+        own_draws = torch.Generator()  # else the loader seeds its workers from torch's global stream
+        for batch in DataLoader(batches, batch_size=None, num_workers=self._workers, generator=own_draws):
+            if isinstance(batch, str):
+                raise BadInput(batch)
+            yield batch
 
 
-class _Batches(Dataset[Tensor]):
-    """The i-th item is the i-th batch."""
+class _Batches(Dataset[Tensor | str]):
+    """The i-th item is the i-th batch, or what is wrong with it: the loader wraps errors of workers in traces."""
 
     def __init__(
         self, images: EncodedImages, shape: Shape, finish: Finish, rows: Sequence[Tensor], seed: int
@@ -120,6 +124,9 @@ class _Batches(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, number: int) -> Tensor:
-        pixels = torch.stack([self._shape.decode(self._images, int(i)) for i in self._rows[number]])
-        return self._finish(pixels, seed_of(self._seed, number))
+    def __getitem__(self, number: int) -> Tensor | str:
+        try:
+            pixels = torch.stack([self._shape.decode(self._images, int(i)) for i in self._rows[number]])
+            return self._finish(pixels, seed_of(self._seed, number))
+        except BadInput as error:
+            return str(error)

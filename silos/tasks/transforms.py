@@ -49,7 +49,13 @@ def _typed(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def each_seeded(transform: Transform, images: Tensor, seed: int) -> Tensor:
-    """Every image transformed with draws of its own; the same seed repeats them all."""
+    """Every image transformed with draws of its own; the same seed repeats them all.
+
+    `BadInput` when a transform fails or gives images of several sizes.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return torch.stack([transform(image) for image in images])
+        stacked: Tensor = own.call(
+            "task.transforms", lambda: torch.stack([transform(each) for each in images])
+        )
+        return stacked

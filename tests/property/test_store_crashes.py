@@ -215,7 +215,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=1000,
+    max_examples=600,
     stateful_step_count=25,
     deadline=None,
     database=None,

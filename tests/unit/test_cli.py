@@ -2,8 +2,8 @@
 
 import json
 import os
+import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,16 +24,16 @@ DOCUMENT = {
 
 
 @pytest.fixture
-def transport(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+def transport(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     import orchestrator.transport
 
     module = scripted.transport()
     monkeypatch.setitem(os.environ, "SCRIPT", "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setitem(__import__("sys").modules, "orchestrator.transport.ray", module)
+    monkeypatch.setitem(sys.modules, "orchestrator.transport.ray", module)
     monkeypatch.setattr(orchestrator.transport, "ray", module, raising=False)
-    yield module
+    return module
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_validate_warns_of_what_is_probably_not_meant(job: Path) -> None:
         ("a: [1", "line 1"),
         ("a: 1\na: 2", "the key 'a' stands twice"),
         ("a: &x 1\nb: *x", "aliases"),
-        ("? [1, 2]\n: 3", "job.yaml: "),
+        ("? [1, 2]\n: 3", "a key must be a plain word"),
         ("\tname: x", "line 1"),
         ("name: !!python/object:os.system x", "line 1"),
         ("{" * 5000, "job.yaml: "),
@@ -126,7 +126,6 @@ def test_what_is_no_yaml_costs_one_line(job: Path, text: str, words: str) -> Non
         ({"privacy": [{"name": "clip"}]}, "privacy"),
         ({"codec": "raw"}, "codec"),
         ({"seed": -1}, "seed: "),
-        ({"seed": 10**400}, "seed"),
         ({"stop": {"patience": 0}}, "patience: "),
     ],
 )
@@ -281,7 +280,6 @@ def test_stop_waits_until_the_run_has_stopped(
     assert "heart-1 stops after its round" in result.stdout
     assert "heart-1: stopped" in result.stdout
     assert "stops now" in call("stop", "heart", "--now").stdout
-    assert "siloray resume heart-1" in one_line(call("watch", "nothing-of-the-kind"), 2) or True
 
 
 def test_watch_of_a_run_without_a_driver_costs_one_line(job: Path, transport: types.ModuleType) -> None:

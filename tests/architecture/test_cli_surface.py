@@ -1,0 +1,149 @@
+"""What people and scripts hold on to: commands, options, exit codes, and that the light commands are light."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from orchestrator.cli import failures
+from orchestrator.cli.main import app
+
+SURFACE = {
+    "run": {
+        "job",
+        "--address",
+        "--silos-dir",
+        "--runs-dir",
+        "--new",
+        "--tracking-uri",
+        "--no-track",
+        "--json",
+        "--detach",
+    },
+    "validate": {"job"},
+    "silos": {"job", "--address", "--silos-dir", "--json"},
+    "watch": {"run", "--address", "--runs-dir", "--json"},
+    "stop": {"run", "--now", "--address", "--runs-dir"},
+    "resume": {"run", "--runs-dir", "--json", "--detach"},
+    "list": {"--runs-dir", "--json"},
+    "show": {"run", "--runs-dir", "--json"},
+    "ui": {"--runs-dir", "--tracking-uri", "--port"},
+    "partition": {
+        "source",
+        "--out",
+        "--silos",
+        "--rule",
+        "--alpha",
+        "--labels-per-silo",
+        "--owners",
+        "--min-rows",
+        "--seed",
+        "--root",
+        "--label",
+        "--test-share",
+    },
+    "doctor": {"--address", "--runs-dir", "--tracking-uri", "--json"},
+    "schema": set(),
+}
+
+HEAVY = {"ray", "torch", "torchvision", "mlflow", "pyarrow", "pandas", "matplotlib", "sklearn"}
+
+JOB = {
+    "name": "j",
+    "task": {"name": "tabular", "dataset": "d", "target": "t", "features": ["a"]},
+    "silos": ["a"],
+    "rounds": {"total": 1},
+}
+
+
+def test_commands_and_options() -> None:
+    """Adding one is an entry here; changing or removing one breaks somebody's script."""
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    found = {name: {each.opts[0] for each in command.params} for name, command in commands.items()}
+    assert found == SURFACE
+
+
+def test_every_command_and_option_says_what_it_is() -> None:
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help, (name, parameter.name)
+
+
+def test_exit_codes() -> None:
+    assert (failures.DONE, failures.BAD_INPUT, failures.STOPPED, failures.CANNOT_GO_ON) == (0, 2, 3, 4)
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+LOADED = """
+import sys
+from orchestrator.cli.main import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print("LOADED", *sorted(name for name in sys.modules if "." not in name), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["validate", "JOB"], ["schema"], ["list"]])
+def test_light_commands_bring_in_nothing_heavy(command: list[str], tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(JOB))
+    ended = python(LOADED, *[str(job) if each == "JOB" else each for each in command])
+    assert ended.returncode == 0, ended.stderr
+    loaded = set(ended.stderr.rpartition("LOADED")[2].split())
+    assert not loaded & HEAVY
+    assert ("numpy" in loaded) <= (command[0] in {"validate", "schema"})
+
+
+def test_help_answers_at_once() -> None:
+    """0.35 s on a quiet machine; the bound leaves room for a busy one and none for torch or Ray."""
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        python("from orchestrator.cli.main import main; main()", "--help")
+        took.append(time.perf_counter() - began)
+    assert min(took) < 1.0
+
+
+def test_a_wrong_job_is_found_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump({**JOB, "silos": []}))
+    code = LOADED.replace("assert not ended.code, ended.code", "assert ended.code == 2")
+    ended = python(code, "run", str(job))
+    assert ended.returncode == 0, ended.stderr
+    assert not set(ended.stderr.rpartition("LOADED")[2].split()) & HEAVY
+
+
+def test_shell_completion_knows_commands_and_runs(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "heart-1"
+    run.mkdir(parents=True)
+    (run / "journal.jsonl").touch()
+    assert complete("siloray va", tmp_path) == ["validate"]
+    assert complete("siloray show he", tmp_path) == ["heart-1"]
+    assert complete("siloray partition digits --rule dir", tmp_path) == ["dirichlet"]
+
+
+def complete(words: str, folder: Path) -> list[str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "orchestrator"],
+        env={
+            "_SILORAY_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return ended.stdout.split()

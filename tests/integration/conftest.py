@@ -1,0 +1,69 @@
+"""One Ray on this machine for all tests of a session: starting it takes longer than most of them."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.job import Job
+
+REPOSITORY = Path(__file__).parents[2]
+HEART = REPOSITORY / "examples" / "heart_disease"
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[Any]:
+    """A local Ray whose workers can import the tests' own tasks."""
+    os.environ["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    with tempfile.TemporaryDirectory(prefix="sr", dir="/tmp") as folder:  # short: sockets allow 107 bytes
+        os.environ["RAY_TMPDIR"] = folder
+        from orchestrator.transport import ray as transport
+
+        transport.connect(None, 4)
+        yield transport
+        transport.shutdown()
+        del os.environ["RAY_TMPDIR"]
+
+
+@pytest.fixture
+def heart_silos(tmp_path: Path) -> Path:
+    """The four hospitals' silo.yaml files, which allow the tests' tasks."""
+    return write_silos(tmp_path / "silos")
+
+
+def write_silos(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for document in sorted((HEART / "silos").glob("*.yaml")):
+        text = document.read_text(encoding="utf-8").replace("../data", str(HEART / "data"))
+        silo = yaml.safe_load(text)
+        silo["policy"] = {**silo.get("policy", {}), "allow_code": ["tests.support"], "min_cohort": 1}
+        (folder / document.name).write_text(yaml.safe_dump(silo), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def slow_job() -> Callable[..., Job]:
+    """A job of a few short rounds in which each training lasts ``steps`` times ``pause_s`` seconds."""
+
+    def make(total: int = 4, steps: int = 20, pause_s: float = 0.03, **sections: Any) -> Job:
+        return Job.model_validate(
+            {
+                "name": "slow-heart",
+                "task": {
+                    "name": "tests.support.slow_task:SlowTask",
+                    "dataset": "heart",
+                    "options": {"pause_s": pause_s},
+                },
+                "silos": ["cleveland", "hungarian", "switzerland", "va"],
+                "rounds": {"total": total, "patience_s": 20, **sections.pop("rounds", {})},
+                "local": {"steps": steps, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.03}},
+                "stop": {"metric": "accuracy"},
+                **sections,
+            }
+        )
+
+    return make

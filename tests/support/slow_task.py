@@ -1,0 +1,23 @@
+"""The heart task with a pause per batch, so that a test can interfere while a silo trains."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.task import Tabular
+from silos.tasks.tabular import TabularTask
+from silos.tasks.task import At, Batch
+from tests.support.flamby import SPEC
+
+
+class SlowTask(TabularTask):
+    """``pause_s`` seconds before each training batch."""
+
+    def __init__(self, data: Any, pause_s: float = 0.05) -> None:
+        super().__init__(Tabular.model_validate(SPEC), data)
+        self._pause_s = pause_s
+
+    def train_batches(self, at: At, batch_size: int) -> Iterator[Batch]:
+        for batch in super().train_batches(at, batch_size):
+            time.sleep(self._pause_s)
+            yield batch

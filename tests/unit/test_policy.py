@@ -1,0 +1,71 @@
+"""The silo's policy is the last word."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator.core.metrics import Sums
+from orchestrator.job import Job
+from silos.config import Policy, SiloConfig
+from silos.policy import code_allowed, released, review
+
+TASK = {"name": "tabular", "dataset": "heart", "target": "y", "features": ["x"]}
+
+
+def job(**changes: Any) -> Job:
+    base = {"name": "j", "task": TASK, "silos": ["a", "b", "c", "d"], "rounds": {"total": 1}}
+    return Job.model_validate({**base, **changes})
+
+
+def silo(**policy: Any) -> SiloConfig:
+    return SiloConfig.model_validate(
+        {"name": "a", "datasets": {"heart": {"path": "x.csv"}}, "policy": policy}
+    )
+
+
+def test_an_open_policy_takes_part() -> None:
+    assert review(job(), silo()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy", "said"),
+    [
+        ({"task": {**TASK, "dataset": "lungs"}}, {}, "no data set 'lungs'"),
+        ({}, {"allow_tasks": ["image_classification"]}, "task 'tabular'"),
+        ({}, {"allow_strategies": ["fedprox"]}, "strategy 'fedavg'"),
+        ({}, {"min_cohort": 5}, "at least 5 silos"),
+        ({"rounds": {"total": 1, "mode": "fedasync"}}, {"min_cohort": 2}, "at least 2 silos"),
+        ({}, {"share_counts": False}, "number of rows"),
+        ({"task": {**TASK, "model": {"name": "theirs.models:Net"}}}, {}, "code of 'theirs.models'"),
+        ({"task": {"name": "mine:Task", "dataset": "heart"}}, {"allow_code": ["minex"]}, "code of 'mine'"),
+    ],
+)
+def test_refusals_name_the_rule(changes: dict[str, Any], policy: dict[str, Any], said: str) -> None:
+    reason = review(job(**changes), silo(**policy))
+    assert reason is not None and said in reason and "\n" not in reason
+
+
+def test_allowed_variants_take_part() -> None:
+    own = {"name": "mine.tasks:Task", "dataset": "heart"}
+    assert review(job(task=own), silo(allow_code=["mine"], allow_tasks=[])) is None
+    assert review(job(combine={"name": "mean", "weights": "uniform"}), silo(share_counts=False)) is None
+    assert review(job(), silo(min_cohort=4)) is None
+
+
+def test_a_package_covers_its_modules_and_nothing_else() -> None:
+    assert code_allowed("our.models.net", ["our.models"]) and code_allowed("our", ["our"])
+    assert not code_allowed("ourselves", ["our"]) and not code_allowed("our", ["our.models"])
+
+
+def test_only_named_metrics_leave() -> None:
+    sums = {"loss": Sums("mean", (6.0, 4.0)), "accuracy": Sums("mean", (3.0, 4.0))}
+    assert released(sums, Policy()) == sums
+    assert released(sums, Policy(metrics_out=("loss",))) == {"loss": sums["loss"]}
+    assert released(sums, Policy(metrics_out=())) == {}
+
+
+def test_without_counts_the_figures_stay_and_the_rows_are_one() -> None:
+    sums = {"loss": Sums("mean", (6.0, 4.0)), "auc": Sums("auc", (2.0, 0.0, 1.0, 1.0))}
+    out = released(sums, Policy(share_counts=False))
+    assert out["loss"] == Sums("mean", (1.5, 1.0))
+    assert out["auc"].count == 1.0 and out["auc"].value == sums["auc"].value

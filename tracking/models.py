@@ -1,0 +1,194 @@
+"""A model version as an MLflow model: rebuilt from the job, filled from a checkpoint, exported without pickle.
+
+No silo's data is touched: the architecture comes from the job and the input's shape, the example is all zeros.
+"""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.checkpoints import Unusable
+from orchestrator.core.events import ModelReady, RunOpened
+from orchestrator.job import Job
+from tracking import weights
+from tracking.mapping import Mapper
+from tracking.server import Server, is_refusal
+from tracking.weights import State
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PACKAGES = ("torch", "numpy", "mlflow")
+
+
+class NoModel(Exception):
+    """Why a version cannot be logged; another try would end in the same way."""
+
+
+def log_version(server: Server, run_dir: Path, mapper: Mapper, version: int, runs: tuple[str, str]) -> str:
+    """Logs and registers one version, unless it is there; returns the logged model's id.
+
+    ``runs``: ids of the experiment and of the job's run in MLflow. Raises NoModel, and what MLflow raises when it
+    cannot be reached.
+    """
+    try:
+        if mapper.opened is None or mapper.ready is None:
+            raise NoModel("the run has no model yet")
+        state = weights.load(run_dir, version)
+        tags = tags_of(mapper, mapper.opened, mapper.ready, version, state)
+        model_id = _find(server, runs[0], tags) or _log(server, mapper.opened, mapper.ready, state, tags, runs)
+        register(server, registered_name(mapper.opened), model_id, runs[1], tags)
+    except NoModel:
+        raise
+    except Unusable as error:
+        raise NoModel(f"its checkpoint: {error}") from None
+    except Exception as error:
+        if _may_pass(error):
+            raise
+        raise NoModel(f"{type(error).__name__}: {error}".split("\n")[0][:500]) from error
+    return model_id
+
+
+def module_of(job: Job, model: Mapping[str, Any], state: State) -> "nn.Module":
+    """The job's model with the shared parameters of ``state``, in evaluation mode.
+
+    ``model``: ``entries`` and ``input_shape`` as in `ModelReady`. Private parameters and integer buffers have the
+    values that the job's seed gives them. Raises NoModel where the vectors do not fit.
+    """
+    import torch
+
+    from silos.tasks.build import model_of
+
+    torch.manual_seed(job.seed)
+    module: nn.Module = model_of(job.task, tuple(model["input_shape"]))
+    tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    with torch.no_grad():
+        for kind, part in (("param", "params"), ("buffer", "buffers")):
+            shared = [each for each in model["entries"] if each["kind"] == kind and each["shared"]]
+            _fill(tensors, shared, torch.from_numpy(np.array(state.get(part, np.empty(0, np.float32)))))
+    return module.eval()
+
+
+def example_of(model: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """Two rows of zeros in the shape of an input."""
+    return np.zeros((2, *model["input_shape"]), model["input_dtype"])
+
+
+def digest_of(state: State) -> str:
+    """SHA-256 of shared parameters and buffers, as in the run's summary."""
+    digest = hashlib.sha256()
+    for name in ("params", "buffers"):
+        if name in state:
+            digest.update(np.ascontiguousarray(state[name], "<f4").data)
+    return digest.hexdigest()
+
+
+def tags_of(mapper: Mapper, opened: RunOpened, ready: ModelReady, version: int, state: State) -> dict[str, str]:
+    """Where the weights come from and who contributed."""
+    made = mapper.rounds.get(version)
+    private = [each["name"] for each in ready.model["entries"] if not each["shared"]]
+    tags = {
+        "siloray.run_id": opened.run_id,
+        "siloray.version": str(version),
+        "siloray.job_digest": opened.job_digest,
+        "siloray.parameters_digest": digest_of(state),
+        "siloray.contributors": ", ".join(f"{c.silo}: {c.weight:.4g}" for c in made.contributors) if made else "",
+        "siloray.lineage": made.lineage if made else "",
+        "siloray.private": f"initial values from the seed: {', '.join(private)}" if private else "",
+    }
+    return {key: value[:5000] for key, value in tags.items() if value}
+
+
+def registered_name(opened: RunOpened) -> str:
+    """The registered model's name."""
+    return str((opened.job.get("tracking") or {}).get("model") or opened.name)
+
+
+def register(server: Server, name: str, model_id: str, run: str, tags: dict[str, str]) -> str:
+    """Registers a logged model as a version of ``name``, unless it is one; returns the registry's number."""
+    if not server.client.search_registered_models(f"name = '{name}'"):
+        server.client.create_registered_model(name)
+    for each in server.client.search_model_versions(f"name = '{name}'"):
+        if each.model_id == model_id:
+            return str(each.version)
+    made = server.client.create_model_version(
+        name, f"models:/{model_id}", run, tags, model_id=model_id, await_creation_for=0
+    )
+    return str(made.version)
+
+
+def _find(server: Server, experiment_id: str, tags: dict[str, str]) -> str | None:
+    """The id of the model logged with these weights; what an attempt left unfinished is deleted."""
+    wanted = ("siloray.run_id", "siloray.version", "siloray.parameters_digest")
+    query = " AND ".join(f"tags.`{key}` = '{tags[key]}'" for key in wanted)
+    found = server.client.search_logged_models([experiment_id], query)
+    ready = [each for each in found if each.status == "READY"]
+    for each in found:
+        if each not in ready[:1]:
+            server.client.delete_logged_model(each.model_id)
+    return str(ready[0].model_id) if ready else None
+
+
+def _log(
+    server: Server, opened: RunOpened, ready: ModelReady, state: State, tags: dict[str, str], runs: tuple[str, str]
+) -> str:
+    import mlflow.pytorch
+    import torch
+
+    torch.set_num_threads(1)
+    mlflow.set_tracking_uri(server.uri)
+    mlflow.set_registry_uri(server.uri)
+    mlflow.set_experiment(experiment_id=runs[0])
+    module, example = module_of(Job.model_validate(opened.job), ready.model, state), example_of(ready.model)
+    model = mlflow.models.Model.log(
+        artifact_path=None,
+        flavor=mlflow.pytorch,
+        name=f"version-{tags['siloray.version']}",
+        run_id=runs[1],
+        step=int(tags["siloray.version"]),
+        tags=tags,
+        pytorch_model=module,
+        signature=_signature(module, example),
+        input_example=example,
+        pip_requirements=[f"{name}=={_release(name)}" for name in PACKAGES],
+        serialization_format="pt2",
+    )
+    return str(model.model_id)
+
+
+def _signature(module: "nn.Module", example: "np.ndarray[Any, Any]") -> Any:
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    with torch.no_grad():
+        output = module(torch.from_numpy(example)).numpy()
+    inputs, outputs = (Schema([TensorSpec(each.dtype, (-1, *each.shape[1:]))]) for each in (example, output))
+    return ModelSignature(inputs, outputs)
+
+
+def _fill(tensors: Mapping[str, Any], entries: list[dict[str, Any]], flat: Any) -> None:
+    """Copies the flat vector into the named tensors, in the order of the entries."""
+    sizes = [int(np.prod(each["shape"], dtype=np.int64)) for each in entries]
+    if sum(sizes) != flat.numel():
+        raise NoModel(f"{flat.numel()} numbers in the checkpoint, {sum(sizes)} in the model")
+    for each, values in zip(entries, flat.split(sizes), strict=True):
+        if each["name"] not in tensors or list(tensors[each["name"]].shape) != list(each["shape"]):
+            raise NoModel(f"the job's model has no '{each['name']}' of shape {each['shape']}")
+        tensors[each["name"]].copy_(values.view(each["shape"]))
+
+
+def _may_pass(error: Exception) -> bool:
+    """The server or the network failed, not the model."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException | OSError) and not is_refusal(error)
+
+
+def _release(package: str) -> str:
+    """Installed version without the local part (``+cu132``), which no registry has."""
+    return importlib.metadata.version(package).partition("+")[0]
