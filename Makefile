@@ -31,7 +31,7 @@ $(UV):
 	.venv/bin/python -m pip install --quiet uv
 
 .venv/.installed: $(UV) pyproject.toml uv.lock
-	$(UV) sync --frozen --inexact --all-extras
+	$(UV) sync --frozen --inexact --all-extras --compile-bytecode
 	touch $@
 
 clean:

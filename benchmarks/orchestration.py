@@ -57,7 +57,9 @@ class AddTrainer:
     def train(self, order: Order) -> Trained:
         np.copyto(self.params, order.received["params"])
         kept = Kept(order.state, "strategy", self.num_shared)
-        run = LocalRun(params=self.params, anchor=order.received["params"], received={}, kept=kept, num_steps=1, path=1.0)
+        run = LocalRun(
+            params=self.params, anchor=order.received["params"], received={}, kept=kept, num_steps=1, path=1.0
+        )
         np.add(run.params, STEP, out=run.params)
         report = self.job.strategy.report(run)
         return Trained(
@@ -166,7 +168,9 @@ def siloray(num_silos: int, size: int, rounds: int, store: type[Store], folder: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shapes", nargs="*", default=SHAPES)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)

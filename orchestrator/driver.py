@@ -291,7 +291,9 @@ class Driver:
                 self.enrolment.why_absent[call.silo] = f"{reply.code}: {reply.reason}"
                 self.rounds.declined(call.silo)
             case _:
-                self._refuse(call.silo, call.request.version, "unknown", f"answered with {type(reply).__name__}")
+                self._refuse(
+                    call.silo, call.request.version, "unknown", f"answered with {type(reply).__name__}"
+                )
                 self.rounds.declined(call.silo)
 
     def _lost(self, silo: SiloId, version: int, why: str) -> None:

@@ -58,7 +58,9 @@ class GlobalModel:
     def _buffer(self, size: int) -> Vector:
         """Memory that the state does not use."""
         for buffer in self._buffers:
-            if buffer.size == size and not any(np.shares_memory(buffer, part) for part in self.state.values()):
+            if buffer.size == size and not any(
+                np.shares_memory(buffer, part) for part in self.state.values()
+            ):
                 return buffer
         self._buffers = [*self._buffers[-1:], np.empty(size, np.float32)]
         return self._buffers[-1]
@@ -74,7 +76,9 @@ class GlobalModel:
         )
         norm = await asyncio.to_thread(self._step, combined.parts, info)
         self.version += 1
-        self.lineage = _digest(self.lineage, *(_identity(u, n) for u, n in zip(updates, combined.norms, strict=True)))
+        self.lineage = _digest(
+            self.lineage, *(_identity(u, n) for u, n in zip(updates, combined.norms, strict=True))
+        )
         fault("state.stepped")
         return norm
 
@@ -83,7 +87,9 @@ class GlobalModel:
         self.state = self.job.strategy.step(self.state, parts, info)
         return norm
 
-    def commit(self, event: Event, durable: Callable[[], None], full: Callable[[str], Awaitable[None]]) -> None:
+    def commit(
+        self, event: Event, durable: Callable[[], None], full: Callable[[str], Awaitable[None]]
+    ) -> None:
         """Start making this version durable; ``durable`` is called when it is, ``full`` while the disk is full."""
         assert self._committing is None or self._committing.done()
         work = self._commit(self.version, dict(self.state), event, self.lineage, durable, full)
@@ -106,7 +112,9 @@ class GlobalModel:
         meta = {"job_digest": self.job.digest, "run_id": self.run_id, "lineage": lineage}
         while True:
             try:
-                await asyncio.to_thread(self.store.commit, version, state, event.model_dump(mode="json"), meta)
+                await asyncio.to_thread(
+                    self.store.commit, version, state, event.model_dump(mode="json"), meta
+                )
             except DiskFull as error:
                 await full(str(error))
             else:
@@ -128,4 +136,3 @@ def _identity(update: Update, norm: float) -> list[Any]:
 
 def _digest(before: str, *what: Any) -> str:
     return hashlib.sha256(json.dumps([before, *what]).encode()).hexdigest()
-

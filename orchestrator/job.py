@@ -166,7 +166,9 @@ class Job(_Spec, frozen=True):
             raise ValueError("a silo's name stands twice")
         for name in names:
             if not name.replace("-", "").replace("_", "").isalnum() or name in {"global", "overall"}:
-                raise ValueError(f"'{name}' is no silo name: letters, digits, - and _ (not 'global', 'overall')")
+                raise ValueError(
+                    f"'{name}' is no silo name: letters, digits, - and _ (not 'global', 'overall')"
+                )
         return names
 
     @model_validator(mode="after")

@@ -104,9 +104,13 @@ class _Folded:
 
     def _row(self, i: int, packet: Packet, size: int) -> Vector:
         update = self.updates[i]
-        row = self.job.codec.decode(packet, size, seed_of(self.job.seed, "codec", update.version, update.silo))
+        row = self.job.codec.decode(
+            packet, size, seed_of(self.job.seed, "codec", update.version, update.silo)
+        )
         if row.shape != (size,) or row.dtype != np.float32:
-            raise UpdateUnfit(update, "schema", f"sent {row.dtype}{list(row.shape)} where float32[{size}] belongs")
+            raise UpdateUnfit(
+                update, "schema", f"sent {row.dtype}{list(row.shape)} where float32[{size}] belongs"
+            )
         self.squared[i] += squared_norm(row)
         if not math.isfinite(self.squared[i]):
             raise UpdateUnfit(update, "nonfinite", "the update holds NaN, infinity or absurdly large numbers")
@@ -116,7 +120,9 @@ class _Folded:
         bound = self.job.gate.max_norm
         for update, squared in zip(self.updates, self.squared, strict=True):
             if bound is not None and squared > bound**2:
-                raise UpdateUnfit(update, "norm", f"norm {math.sqrt(squared):.6g} exceeds gate.max_norm {bound:g}")
+                raise UpdateUnfit(
+                    update, "norm", f"norm {math.sqrt(squared):.6g} exceeds gate.max_norm {bound:g}"
+                )
 
 
 async def _prefetched(

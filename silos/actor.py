@@ -5,6 +5,7 @@ that pieces are fetched and signs of life given while training runs.
 """
 
 import os
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ class SiloActor:
     """One silo's process on its own node."""
 
     def __init__(self, name: str, silo_yaml: str | None) -> None:
+        threading.Thread(target=_preload, daemon=True).start()
         self.name = name
         self._silo: Silo | None = None
         self._wrong = ""
@@ -47,3 +49,9 @@ class SiloActor:
     def place(self) -> tuple[str, int]:
         """Node id and process id."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def _preload() -> None:
+    """Seconds of imports, while the driver's own process still starts."""
+    import silos.tasks.build
+    import silos.trainer  # noqa: F401

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 from pyarrow import csv, fs
 
@@ -22,6 +21,7 @@ from silos.columns import Column, shortened
 from silos.config import ColumnSplit, DatasetConfig
 from silos.files import TABLES, Place, fingerprint, is_image_folder, nearest, places, table_files
 from silos.image_files import ImageFolder, TableImages
+from silos.lean_arrow import ds
 from silos.splits import Tags, column_tags, share_tags, wants_no_test
 from silos.tasks.task import Split
 

@@ -47,8 +47,12 @@ class FlatModel:
         self.vector = _flatten([*ours, *own], device)
         self.gradient = torch.zeros_like(self.vector)
         _alias(ours + own, self.vector, self.gradient)
-        self.buffers = _flatten([buffers[e.name] for e in self.entries if e.kind == "buffer" and e.shared], device)
-        _alias_buffers(module, [e.name for e in self.entries if e.kind == "buffer" and e.shared], self.buffers)
+        self.buffers = _flatten(
+            [buffers[e.name] for e in self.entries if e.kind == "buffer" and e.shared], device
+        )
+        _alias_buffers(
+            module, [e.name for e in self.entries if e.kind == "buffer" and e.shared], self.buffers
+        )
         self.parameter = nn.Parameter(self.vector)
         self.parameter.grad = self.gradient
 
@@ -96,7 +100,9 @@ def _entries(module: nn.Module, shared: Sequence[str], private: Sequence[str]) -
     names = [name for name, _, _ in named]
     for glob in (*shared, *private):
         if not fnmatch.filter(names, glob):
-            raise BadInput(f"'{glob}' (shared or private) matches no parameter; there are: {', '.join(names[:8])}")
+            raise BadInput(
+                f"'{glob}' (shared or private) matches no parameter; there are: {', '.join(names[:8])}"
+            )
     entries = [Entry(n, tuple(t.shape), kind, _is_shared(n, shared, private)) for n, t, kind in named]
     if not any(entry.shared and entry.kind == "param" for entry in entries):
         raise BadInput("'shared' and 'private' leave no parameter to train together")

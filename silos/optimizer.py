@@ -29,7 +29,9 @@ class FlatSgd:
 
     def __init__(self, parameter: nn.Parameter, **arguments: Any) -> None:
         self.parameter = parameter
-        self.param_groups = [{"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, **arguments}]
+        self.param_groups = [
+            {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, **arguments}
+        ]
         self._velocity: Tensor | None = None
 
     @torch.no_grad()

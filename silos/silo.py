@@ -158,13 +158,17 @@ class Silo:
     def _train(self, request: Train, trainer: Trainer) -> Reply:
         stored = self._outbox.get(request.version)
         if stored and stored[0].model_digest == request.model_digest:
-            return self._reply(replace(stored[0], attempt=request.attempt, epoch=request.epoch), stored[1], request)
+            return self._reply(
+                replace(stored[0], attempt=request.attempt, epoch=request.epoch), stored[1], request
+            )
         assert self._job is not None
         self._cancelled.clear()
         self._make_room(request.keep)
         state = SiloState(self.site.state_folder(request.run_id))
         vectors = state.before(request.version)
-        order = Order(version=request.version, received=request.model, state=vectors, tick=self._tick(request.version))
+        order = Order(
+            version=request.version, received=request.model, state=vectors, tick=self._tick(request.version)
+        )
         trained = trainer.train(order)
         fault("silo.trained")
         began = perf_counter()
@@ -228,7 +232,9 @@ class Silo:
             self._outbox = {version: self._owned(version) for version in self._outbox}
         metrics = self.site.release(trainer.evaluate(request.model, self._tick(request.version)))
         self._mark("idle", request.version, 0, 0)
-        return Evaluated(silo=self.name, version=request.version, metrics=metrics, seconds=perf_counter() - began)
+        return Evaluated(
+            silo=self.name, version=request.version, metrics=metrics, seconds=perf_counter() - began
+        )
 
     def _tick(self, version: int) -> Any:
         def tick(phase: str, done: int, total: int) -> None:

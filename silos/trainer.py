@@ -27,7 +27,9 @@ TEST_BATCH = 512
 class TorchTrainer:
     """Trains the job's model on the task's batches. One model, one set of flat vectors, reused every round."""
 
-    def __init__(self, job: Job, silo: str, task: Task, device: str = "auto", batch_size: int | None = None) -> None:
+    def __init__(
+        self, job: Job, silo: str, task: Task, device: str = "auto", batch_size: int | None = None
+    ) -> None:
         self.job, self.silo, self.task = job, silo, task
         self.torch_device = torch.device(_device(device))
         torch.set_num_threads(job.local.threads)
@@ -40,7 +42,9 @@ class TorchTrainer:
         self.batch_size = batch_size or job.local.batch_size
         self._first_parts = self.flat.parts()
         self._first_private = self._private_state()
-        make_optimizer(job.local.optimizer, self.flat.parameter)  # a wrong optimizer name or argument is an error now, not in round 0
+        make_optimizer(
+            job.local.optimizer, self.flat.parameter
+        )  # a wrong optimizer name or argument is an error now, not in round 0
 
     @property
     def schema_digest(self) -> str:

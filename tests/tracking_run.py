@@ -54,7 +54,9 @@ def job(total: int = 12, **more: Any) -> Job:
 class Recorder:
     """A driver without silos: it appends the events of a run, and commits checkpoints of random weights."""
 
-    def __init__(self, run_dir: Path, job: Job, run_id: str = "heart-disease-1", size: int = len(FEATURES) + 1) -> None:
+    def __init__(
+        self, run_dir: Path, job: Job, run_id: str = "heart-disease-1", size: int = len(FEATURES) + 1
+    ) -> None:
         self.job, self.run_id, self.size = job, run_id, size
         self.run_dir = run_dir
         self.store = Store(run_dir, keep=3)
@@ -149,7 +151,9 @@ def figures(silos: tuple[str, ...], version: int, seed: int = 0) -> Figures:
         accuracy = best - (best - 0.5) * math.exp(-version / (3 + index)) + rng.normal() * 0.008
         loss = 0.35 + 0.05 * index + 0.5 * math.exp(-version / (4 + index)) + rng.normal() * 0.005
         each[silo] = {"accuracy": accuracy, "loss": loss}
-    overall = {name: float(np.mean([values[name] for values in each.values()])) for name in ("accuracy", "loss")}
+    overall = {
+        name: float(np.mean([values[name] for values in each.values()])) for name in ("accuracy", "loss")
+    }
     return Figures(version=version, overall=overall, silos=each)
 
 
@@ -166,7 +170,12 @@ def closed(silos: tuple[str, ...], version: int, seed: int = 0) -> RoundClosed:
             num_steps=10,
             norm=float(rng.uniform(0.1, 1)) / version,
             train={"loss": 0.4 + 0.5 * math.exp(-version / 4)},
-            seconds={"load": 0.01, "evaluate": 0.02, "train": 0.2 + 0.1 * float(rng.uniform()), "pack": 0.001},
+            seconds={
+                "load": 0.01,
+                "evaluate": 0.02,
+                "train": 0.2 + 0.1 * float(rng.uniform()),
+                "pack": 0.001,
+            },
             bytes_up=60,
         )
         for silo in silos

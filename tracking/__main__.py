@@ -34,10 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tracking", description="Carry a run's journal to MLflow.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tracking", description="Carry a run's journal to MLflow."
+    )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--uri", required=True, help="MLflow server or database, such as sqlite:///mlflow.db")
-    parser.add_argument("--until-closed", action="store_true", help="do not end because the run's driver is gone")
+    parser.add_argument(
+        "--until-closed", action="store_true", help="do not end because the run's driver is gone"
+    )
     parser.add_argument("--drain", action="store_true", help="post what the journal holds now, and end")
     parser.add_argument("--nice", action="store_true", help="leave the processors to everybody else")
     return parser
@@ -45,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _be_nice() -> None:
     os.nice(LOWEST_PRIORITY)
-    if os.getsid(0) == os.getpid():  # Linux may schedule whole sessions, and then looks at this number instead
+    if (
+        os.getsid(0) == os.getpid()
+    ):  # Linux may schedule whole sessions, and then looks at this number instead
         with suppress(OSError):
             Path("/proc/self/autogroup").write_text(str(LOWEST_PRIORITY))
 

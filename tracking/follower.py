@@ -107,7 +107,9 @@ class Follower:
         self._replayed = True
         posted = [event for event in self._fresh if event.seq <= self.cursor.seq]
         if not posted or (posted[-1].seq, posted[-1].time) != (self.cursor.seq, self.cursor.time):
-            self.cursor.seq = -1  # a machine's crash may take lines back that were posted; posting all is harmless
+            self.cursor.seq = (
+                -1
+            )  # a machine's crash may take lines back that were posted; posting all is harmless
             return
         for _ in posted:
             self.mapper.posts(self._fresh.popleft())

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from orchestrator.core.events import EVENT, Event, Figures, RoundClosed, RunClosed, RunOpened, SiloJoined, VersionEvaluated
+from orchestrator.core.events import (
+    EVENT,
+    Event,
+    Figures,
+    RoundClosed,
+    RunClosed,
+    RunOpened,
+    SiloJoined,
+    VersionEvaluated,
+)
 from orchestrator.journal import JournalDamaged, read_journal
 
 JOURNAL = "journal.jsonl"

@@ -118,7 +118,13 @@ class Mapper:
                 self._codes[event.code] += 1
             case Waiting():
                 self._waiting = True
-                return {RUN: Rows(tags={"siloray.status": f"waiting for {', '.join(event.silos)}: {event.why}"[:MAX_TAG]})}
+                return {
+                    RUN: Rows(
+                        tags={
+                            "siloray.status": f"waiting for {', '.join(event.silos)}: {event.why}"[:MAX_TAG]
+                        }
+                    )
+                }
             case RoundClosed():
                 return self._close_round(event)
             case VersionEvaluated():
@@ -174,7 +180,10 @@ class Mapper:
         counted, self._refused = self._refused, Counter()
         if not counted:
             return {RUN: Rows(points=points({"round/refused": 0}, event, step))}
-        posts = {silo: Rows(points=points({"round/refused": count}, event, step)) for silo, count in counted.items()}
+        posts = {
+            silo: Rows(points=points({"round/refused": count}, event, step))
+            for silo, count in counted.items()
+        }
         total = points({"round/refused": counted.total()}, event, step)
         return posts | {RUN: Rows(points=total, tags={"siloray.refused": _counts(self._codes)})}
 
@@ -183,7 +192,10 @@ class Mapper:
         if left and event.version >= 0:  # below 0: the run ended before it had a model in hand
             raise Superseded(left)
         self.closed = event
-        posts = {silo: Rows(status=STATUS[event.status], time_ms=_ms(event)) for silo in (RUN, *sorted(self._joined))}
+        posts = {
+            silo: Rows(status=STATUS[event.status], time_ms=_ms(event))
+            for silo in (RUN, *sorted(self._joined))
+        }
         if self._refused:
             _extend(posts, self._refusals(event, event.version + 1))
         posts[RUN].tags |= _closing_tags(event)
@@ -238,7 +250,9 @@ def _made(event: RoundClosed) -> Posts:
         **{f"train_{name}": value for name, value in _pooled(made_by).items()},
     }
     posts = {RUN: Rows(points=points(values, event, event.version))}
-    return posts | {each.silo: Rows(points=points(_contribution(each), event, event.version)) for each in made_by}
+    return posts | {
+        each.silo: Rows(points=points(_contribution(each), event, event.version)) for each in made_by
+    }
 
 
 def _contribution(each: Contributor) -> dict[str, float]:

@@ -40,7 +40,9 @@ def log_version(server: Server, run_dir: Path, mapper: Mapper, version: int, run
             raise NoModel("the run has no model yet")
         state = weights.load(run_dir, version)
         tags = tags_of(mapper, mapper.opened, mapper.ready, version, state)
-        model_id = _find(server, runs[0], tags) or _log(server, mapper.opened, mapper.ready, state, tags, runs)
+        model_id = _find(server, runs[0], tags) or _log(
+            server, mapper.opened, mapper.ready, state, tags, runs
+        )
         register(server, registered_name(mapper.opened), model_id, runs[1], tags)
     except NoModel:
         raise
@@ -87,7 +89,9 @@ def digest_of(state: State) -> str:
     return digest.hexdigest()
 
 
-def tags_of(mapper: Mapper, opened: RunOpened, ready: ModelReady, version: int, state: State) -> dict[str, str]:
+def tags_of(
+    mapper: Mapper, opened: RunOpened, ready: ModelReady, version: int, state: State
+) -> dict[str, str]:
     """Where the weights come from and who contributed."""
     made = mapper.rounds.get(version)
     private = [each["name"] for each in ready.model["entries"] if not each["shared"]]
@@ -96,7 +100,9 @@ def tags_of(mapper: Mapper, opened: RunOpened, ready: ModelReady, version: int, 
         "siloray.version": str(version),
         "siloray.job_digest": opened.job_digest,
         "siloray.parameters_digest": digest_of(state),
-        "siloray.contributors": ", ".join(f"{c.silo}: {c.weight:.4g}" for c in made.contributors) if made else "",
+        "siloray.contributors": ", ".join(f"{c.silo}: {c.weight:.4g}" for c in made.contributors)
+        if made
+        else "",
         "siloray.lineage": made.lineage if made else "",
         "siloray.private": f"initial values from the seed: {', '.join(private)}" if private else "",
     }
@@ -112,13 +118,19 @@ def register(server: Server, name: str, model_id: str, run: str, tags: dict[str,
     """Registers a logged model as a version of ``name``, unless it is one; returns the registry's number."""
     if not server.client.search_registered_models(f"name = '{name}'"):
         server.client.create_registered_model(name)
-    for each in server.client.search_model_versions(f"name = '{name}'"):
-        if each.model_id == model_id:
-            return str(each.version)
+    known = numbers_of(server, name)
+    if model_id in known:
+        return known[model_id]
     made = server.client.create_model_version(
         name, f"models:/{model_id}", run, tags, model_id=model_id, await_creation_for=0
     )
     return str(made.version)
+
+
+def numbers_of(server: Server, name: str) -> dict[str, str]:
+    """The registry's version numbers by id of the logged model."""
+    found = server.client.search_model_versions(f"name = '{name}'")
+    return {str(each.source).rpartition("/")[2]: str(each.version) for each in found}
 
 
 def _find(server: Server, experiment_id: str, tags: dict[str, str]) -> str | None:
@@ -134,7 +146,12 @@ def _find(server: Server, experiment_id: str, tags: dict[str, str]) -> str | Non
 
 
 def _log(
-    server: Server, opened: RunOpened, ready: ModelReady, state: State, tags: dict[str, str], runs: tuple[str, str]
+    server: Server,
+    opened: RunOpened,
+    ready: ModelReady,
+    state: State,
+    tags: dict[str, str],
+    runs: tuple[str, str],
 ) -> str:
     import mlflow.pytorch
     import torch

@@ -55,12 +55,16 @@ def contributions(history: History) -> Figure:
     figure = Figure(figsize=(9, 5.6 if late else 3.9), dpi=DPI, layout="constrained")
     axes = figure.subplots(2 if late else 1, 1, sharex=True, squeeze=False)[:, 0]
     versions, silos = sorted(history.rounds), history.silos
-    _stack(axes[0], versions, [(silo, _given(history, silo, "weight")) for silo in silos], _colours(len(silos)))
+    _stack(
+        axes[0], versions, [(silo, _given(history, silo, "weight")) for silo in silos], _colours(len(silos))
+    )
     axes[0].set(ylabel="share of the update", ylim=(0, None))
     axes[0].set_title("Who made each version", loc="left", fontweight="bold")
     if late:
         for silo, colour in zip(silos, _colours(len(silos)), strict=True):
-            axes[1].plot(versions, _given(history, silo, "staleness", None), ".", color=colour, ms=6, alpha=0.8)
+            axes[1].plot(
+                versions, _given(history, silo, "staleness", None), ".", color=colour, ms=6, alpha=0.8
+            )
         axes[1].set(ylabel="staleness\n(versions late)")
         axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("model version")
@@ -73,9 +77,15 @@ def seconds(history: History) -> Figure:
     figure = Figure(figsize=(9, 3.9), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     versions = sorted(history.rounds)
-    known = [(word, [history.rounds[v].seconds.get(phase, 0.0) for v in versions]) for phase, word in PHASES.items()]
+    known = [
+        (word, [history.rounds[v].seconds.get(phase, 0.0) for v in versions])
+        for phase, word in PHASES.items()
+    ]
     _stack(axes, versions, known, (PALE, *COLOURS[1:4]))
-    slowest = [max((c.seconds.get("train", 0.0) for c in history.rounds[v].contributors), default=0.0) for v in versions]
+    slowest = [
+        max((c.seconds.get("train", 0.0) for c in history.rounds[v].contributors), default=0.0)
+        for v in versions
+    ]
     axes.plot(versions, slowest, color=INK, lw=1.4, ls="--", label="training, slowest silo")
     axes.set(ylabel="seconds per round", xlabel="model version", ylim=(0, None))
     axes.set_title("Where the time went", loc="left", fontweight="bold")
@@ -91,7 +101,9 @@ def traffic(history: History) -> Figure:
     up = [history.rounds[version].bytes_up for version in versions]
     down = [history.rounds[version].bytes_down for version in versions]
     axes.plot(versions, down, color=COLOURS[0], lw=1.8, label="to the silos (models)", **_marks(versions))
-    axes.plot(versions, up, color=COLOURS[1], lw=1.8, ls="--", label="from the silos (updates)", **_marks(versions))
+    axes.plot(
+        versions, up, color=COLOURS[1], lw=1.8, ls="--", label="from the silos (updates)", **_marks(versions)
+    )
     axes.set(ylabel="bytes per round", xlabel="model version", ylim=(0, 1.15 * max(*up, *down, 1)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
     axes.set_title("What was sent", loc="left", fontweight="bold")
@@ -113,11 +125,15 @@ def human_bytes(value: float) -> str:
 def _curve(axes: "Axes", history: History, metric: str) -> None:
     versions, silos = sorted(history.figures), history.silos
     for silo, colour in zip(silos, _colours(len(silos)), strict=True):
-        own = [(v, history.figures[v].silos[silo][metric]) for v in versions if metric in _own(history, v, silo)]
+        own = [
+            (v, history.figures[v].silos[silo][metric]) for v in versions if metric in _own(history, v, silo)
+        ]
         if own:
             label = silo if len(silos) <= MANY else None
             axes.plot(*zip(*own, strict=True), color=colour, lw=1.3, alpha=0.9, label=label)
-    pooled = [(v, history.figures[v].overall[metric]) for v in versions if metric in history.figures[v].overall]
+    pooled = [
+        (v, history.figures[v].overall[metric]) for v in versions if metric in history.figures[v].overall
+    ]
     axes.plot(*zip(*pooled, strict=True), color=INK, lw=2.4, label="all silos, pooled", zorder=4)
     if history.best is not None and metric in history.figures[history.best].overall:
         value = history.figures[history.best].overall[metric]
@@ -142,7 +158,9 @@ def _given(history: History, silo: str, what: str, absent: float | None = 0.0) -
     return rows
 
 
-def _stack(axes: "Axes", versions: Sequence[int], rows: list[tuple[str, list[float]]], colours: Sequence[Any]) -> None:
+def _stack(
+    axes: "Axes", versions: Sequence[int], rows: list[tuple[str, list[float]]], colours: Sequence[Any]
+) -> None:
     """Bars, one behind the other; without gaps where there are many."""
     bottom = [0.0] * len(versions)
     width = 0.82 if len(versions) <= 60 else 1.0

@@ -43,7 +43,9 @@ def _every(mapper: Mapper) -> int:
 def _due(mapper: Mapper, cursor: Cursor) -> list[int]:
     """Versions to log now: every so many, once their figures are known, so that the model shows them; at the end the
     best and the last."""
-    known = [v for v in mapper.rounds if v % _every(mapper) == 0 and (v + 1 in mapper.rounds or mapper.closed)]
+    known = [
+        v for v in mapper.rounds if v % _every(mapper) == 0 and (v + 1 in mapper.rounds or mapper.closed)
+    ]
     if mapper.closed is not None and mapper.closed.status != "failed":
         known += [v for v in (mapper.closed.best_version, mapper.closed.version) if v is not None and v >= 0]
     return [version for version in sorted(set(known)) if str(version) not in cursor.models]
@@ -69,7 +71,9 @@ def _name(mapper: Mapper, cursor: Cursor, server: Server) -> None:
         return
     best = mapper.closed.best_version if mapper.closed else None
     wanted = {"latest": logged[max(logged)]} | ({"champion": logged[best]} if best in logged else {})
-    numbers = {each.model_id: each.version for each in server.client.search_model_versions(f"name = '{name}'")}
+    numbers = {
+        each.model_id: each.version for each in server.client.search_model_versions(f"name = '{name}'")
+    }
     for alias, model_id in wanted.items():
         server.client.set_registered_model_alias(name, alias, numbers[model_id])
 

@@ -85,7 +85,9 @@ def page(summary: Mapping[str, Any], pictures: Mapping[str, bytes], job: str) ->
         f"<h2>Job</h2><pre>{_text(job)}</pre>",
     ]
     title = _text(summary["name"])
-    return f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>{''.join(parts)}\n"
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>{''.join(parts)}\n"
+    )
 
 
 def before_and_after(summary: Mapping[str, Any]) -> Table:
@@ -98,7 +100,9 @@ def before_and_after(summary: Mapping[str, Any]) -> Table:
     table = [head]
     for silo, each in rows.items():
         count = str((each.get("num_examples") or {}).get("train", ""))
-        table.append([silo, count, *(_number(each[when].get(m)) for m in metrics for when in ("first", "last"))])
+        table.append(
+            [silo, count, *(_number(each[when].get(m)) for m in metrics for when in ("first", "last"))]
+        )
     return table
 
 
@@ -157,7 +161,9 @@ def _markdown(table: Table) -> str:
 def _html(table: Table) -> str:
     head, *rows = table
     top = "".join(f"<th{_right(cell)}>{_text(cell)}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td{_right(cell)}>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td{_right(cell)}>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
     return f"<table>{f'<tr>{top}</tr>' if any(head) else ''}{body}</table>"
 
 

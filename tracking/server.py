@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_UV_AUTO_DETECT": "false",
 }
 """MLflow's own retries block for minutes, so the follower does its own; and nothing is told to third parties."""
 MAX_POINTS, MAX_PAIRS = 900, 100
@@ -60,7 +61,9 @@ class Server:
         """Id of the experiment; made, restored or given its kind where need be."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            return self.client.create_experiment(name, artifact_location=_artifacts(self.uri, name), tags=KIND)
+            return self.client.create_experiment(
+                name, artifact_location=_artifacts(self.uri, name), tags=KIND
+            )
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
         for key, value in KIND.items():

@@ -2,7 +2,7 @@
 
     pip install 'siloray[examples]' && python examples/digits/prepare.py
 
-The same as: siloray partition digits --out examples/digits/silos --silos 8 --scheme quantity --alpha 2
+The same as: siloray partition digits --out examples/digits/silos --silos 8 --rule quantity --alpha 2
 --min-rows 60
 """
 

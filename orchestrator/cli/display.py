@@ -124,7 +124,7 @@ def sentence(event: Event, view: View) -> str:
 
 
 def _rows(num_examples: Mapping[str, int]) -> str:
-    rows = ", ".join(f"{count} {split}" for split, count in num_examples.items())
+    rows = ", ".join(f"{count} {split}" for split, count in sorted(num_examples.items(), reverse=True))
     return f"{rows} rows" if rows else "number of rows kept private"
 
 

@@ -34,7 +34,9 @@ def _checks(address: str | None, runs_dir: Path, tracking_uri: str | None) -> It
     from orchestrator.cli import checks, cluster_checks
     from tracking.server import absolute
 
-    yield from checks.this_machine(runs_dir, absolute(tracking_uri or "sqlite:///mlflow.db"), address is not None)
+    yield from checks.this_machine(
+        runs_dir, absolute(tracking_uri or "sqlite:///mlflow.db"), address is not None
+    )
     if address is not None:
         yield from cluster_checks.cluster(address)
 

@@ -73,26 +73,32 @@ class _Batch:
     fresh: bool = False
     """These are all events since the run was first opened; what was known before is among them."""
 
-    @property
-    def num_old(self) -> int:
-        """How many are of an earlier part of the run, before it was last opened."""
-        opened = [index for index, line in enumerate(self.lines) if line.get("type") == "run_opened"]
-        return opened[-1] if opened and self.fresh else 0
+    def num_old(self, since: float | None) -> int:
+        """How many are history: from before ``since``, or before the run was last opened."""
+        if not self.fresh:
+            return 0
+        if since is not None:
+            old = (n for n, line in enumerate(self.lines, 1) if 0 < line.get("time", 0) < since)
+            return max(old, default=0)
+        return max((n for n, line in enumerate(self.lines) if line.get("type") == "run_opened"), default=0)
 
 
-def follow(run: Run, as_json: bool, first_signal: Callable[[Display], None]) -> Followed:
-    """Show the run until it ends; of an older part, before it was last opened, take note only."""
+def follow(
+    run: Run, as_json: bool, first_signal: Callable[[Display], None], since: float | None = None
+) -> Followed:
+    """Show the run until it ends; of its history (see `_Batch.num_old`), take note only."""
     view, durable = View(), list[Event]()
     with _counting(first_signal) as signals, display(view, as_json) as show:
         for batch in _batches(run):
             if batch.fresh:
                 view.forget()
                 durable.clear()
+            num_old = batch.num_old(since)
             for index, line in enumerate(_timed(batch.lines)):
                 event = EVENT.validate_python(line)
                 view.fold(event)
                 durable += [event] if event.durable else []
-                if index >= batch.num_old:
+                if index >= num_old:
                     show(line, event, view)
             signals.answer(show)
     return Followed(_ended(run), durable)

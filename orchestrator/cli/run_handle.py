@@ -34,8 +34,8 @@ class Run(Protocol):
     def events(self, after: int, wait_s: float) -> tuple[list[dict[str, Any]], int]:
         """Events behind the cursor ``after``, and the next cursor; blocks up to ``wait_s`` for the first.
 
-        From cursor 0 come all durable events since the run was first opened, and what is happening now. A cursor
-        below ``after`` says that the driver was started anew and its events are counted afresh.
+        From cursor 0 come all durable events since the run was first opened, and what is happening now.
+        A cursor below ``after`` says that the driver was started anew and its events are counted afresh.
         Raises CannotGoOn when the driver is gone for good.
         """
         ...

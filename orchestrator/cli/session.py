@@ -83,6 +83,7 @@ def perform(command: Command, job: Job) -> None:
 
 
 def _perform(command: Command, job: Job) -> None:
+    began = time.time()
     run = _start(command, job)
     run_dir = command.runs_dir / run.run_id
     run_dirs.note_command(run_dir, command.note(job))
@@ -90,7 +91,7 @@ def _perform(command: Command, job: Job) -> None:
         run_id = run.run_id
         typer.echo(f"{run_id} runs on; 'siloray watch {run_id}' shows it, 'siloray stop {run_id}' ends it")
         return
-    raise typer.Exit(attend(run, run_dir, command.as_json))
+    raise typer.Exit(attend(run, run_dir, began, command.as_json))
 
 
 def _check(command: Command, job: Job) -> None:
@@ -129,7 +130,7 @@ def _start(command: Command, job: Job) -> Run:
         raise
 
 
-def attend(run: Run, run_dir: Path, as_json: bool) -> int:
+def attend(run: Run, run_dir: Path, began: float, as_json: bool) -> int:
     """Follow a run that this command answers for; its exit code. ``run_dir``: its directory here."""
     from orchestrator.cli.ending import conclude
     from orchestrator.cli.follow import LeftAtOnce, follow
@@ -140,7 +141,7 @@ def attend(run: Run, run_dir: Path, as_json: bool) -> int:
         show.tell("stopping after this round; again to leave at once")
 
     try:
-        followed = follow(run, as_json, ask_to_stop)
+        followed = follow(run, as_json, ask_to_stop, since=began)
         conclude(run_dir, followed.outcome, followed.durable, as_json)
         run.close()
         return followed.outcome.exit_code

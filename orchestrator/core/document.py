@@ -39,7 +39,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a plain word", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' stands twice", key.start_mark
@@ -64,7 +66,7 @@ def _read(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise BadInput(f"{path}: larger than {MAX_BYTES} bytes; that is no document of ours")
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (derived from SafeLoader)
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -102,21 +104,27 @@ def _first(error: ValidationError, value: Any, model: type[BaseModel]) -> str:
         return f"{place}{_choice(worst['input'], str(worst.get('ctx', {}).get('expected_tags', '')))}{more}"
     message = _PLAIN.get(worst["type"], worst["msg"]).removeprefix("Value error, ").replace("\n", " ")
     given = worst.get("input")
-    shown = "" if isinstance(given, dict | list | BaseModel) or worst["type"] == "missing" else f", got {given!r}"
+    shown = (
+        "" if isinstance(given, dict | list | BaseModel) or worst["type"] == "missing" else f", got {given!r}"
+    )
     return f"{place + ': ' if place else ''}{message}{shown[:120]}{more}"
 
 
 def _written(loc: tuple[int | str, ...], value: Any, problem: str) -> Iterator[str]:
-    """The parts of a place that a person wrote, or did not write although they are required: pydantic adds the
-    chosen member of each union."""
+    """The parts of a place that a person wrote, or should have written: pydantic adds the chosen member of
+    each union."""
     for index, part in enumerate(loc):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if _holds(value, part):
             value = value[part]
         elif problem != "missing" or index < len(loc) - 1:
             continue
         yield str(part)
+
+
+def _holds(value: Any, part: int | str) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
 
 
 def _choice(given: Any, expected: str) -> str:

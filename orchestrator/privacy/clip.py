@@ -36,4 +36,6 @@ def norm_of(x: Vector) -> float:
 def squared_norm(x: Vector, block: int = 1 << 16) -> float:
     """Squared Euclidean norm: float32 products per block, float64 across blocks."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(sum(np.float64(np.dot(y, y)) for y in (x[i : i + block] for i in range(0, x.size, block))))
+        return float(
+            sum(np.float64(np.dot(y, y)) for y in (x[i : i + block] for i in range(0, x.size, block)))
+        )

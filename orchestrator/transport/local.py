@@ -61,5 +61,3 @@ class LocalChannel:
         """Wait for nothing: threads end with their work."""
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
-
-

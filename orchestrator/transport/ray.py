@@ -21,7 +21,7 @@ from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.driver import Outcome
 from orchestrator.job import Job
 from orchestrator.store import JournalDamaged, read_journal
-from orchestrator.transport.ray_channel import NAMESPACE, ROLE_LABEL, check_nodes
+from orchestrator.transport.ray_channel import NAMESPACE, ROLE_LABEL, RayChannel, check_nodes
 from orchestrator.transport.ray_driver import Assignment, remote_driver
 
 ANSWER_S = 60.0
@@ -96,6 +96,7 @@ def start(job: Job, options: RunOptions) -> RayRun:
         tracking_uri=options.tracking_uri if options.track else None,
     )
     run_dir.mkdir(parents=True, exist_ok=True)
+    RayChannel(run_id, job.silos, documents)  # silos start while the driver does, and it finds them by name
     actor = remote_driver(assignment, NAMESPACE, _driver_placement())
     note = {"address": ray.get_runtime_context().gcs_address}
     (run_dir / "ray.json").write_text(json.dumps(note), encoding="utf-8")
@@ -125,7 +126,9 @@ def connect(address: str | None, num_silos: int) -> None:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RayError, ValueError, RuntimeError) as error:
-            raise BadInput(f"--address {address}: no Ray cluster answers there ({_first_line(error)})") from None
+            raise BadInput(
+                f"--address {address}: no Ray cluster answers there ({_first_line(error)})"
+            ) from None
         return
     ray.init(
         address="local",

@@ -21,7 +21,15 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event
 from orchestrator.driver import Driver, Outcome
 from orchestrator.job import Job
-from orchestrator.store import DiskFull, JournalDamaged, LeaseHeld, LeaseLost, NothingUsable, Store, read_journal
+from orchestrator.store import (
+    DiskFull,
+    JournalDamaged,
+    LeaseHeld,
+    LeaseLost,
+    NothingUsable,
+    Store,
+    read_journal,
+)
 from orchestrator.summary import write_summary
 from orchestrator.transport.ray_channel import RayChannel
 

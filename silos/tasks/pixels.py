@@ -114,7 +114,7 @@ class Streamed:
 
 
 class _Batches(Dataset[Tensor | str]):
-    """The i-th item is the i-th batch, or what is wrong with it: the loader wraps errors of workers in traces."""
+    """The i-th item is the i-th batch, or what is wrong with it: the loader would wrap errors in traces."""
 
     def __init__(
         self, images: EncodedImages, shape: Shape, finish: Finish, rows: Sequence[Tensor], seed: int

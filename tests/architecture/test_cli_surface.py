@@ -1,4 +1,4 @@
-"""What people and scripts hold on to: commands, options, exit codes, and that the light commands are light."""
+"""What people and scripts hold on to: commands, options, exit codes, and that light commands are light."""
 
 import subprocess
 import sys
@@ -79,7 +79,9 @@ def test_exit_codes() -> None:
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
 
 
 LOADED = """
@@ -93,7 +95,9 @@ print("LOADED", *sorted(name for name in sys.modules if "." not in name), file=s
 """
 
 
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["validate", "JOB"], ["schema"], ["list"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["run", "--help"], ["validate", "JOB"], ["schema"], ["list"]]
+)
 def test_light_commands_bring_in_nothing_heavy(command: list[str], tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(JOB))

@@ -69,7 +69,9 @@ class Running:
 
 
 def launched(silo: SiloId, version: int) -> Callable[[dict[str, Any]], bool]:
-    return lambda event: (event["type"], event.get("silo"), event.get("version")) == ("silo_launched", silo, version)
+    return lambda event: (
+        (event["type"], event.get("silo"), event.get("version")) == ("silo_launched", silo, version)
+    )
 
 
 def closed(version: int) -> Callable[[dict[str, Any]], bool]:
@@ -86,7 +88,9 @@ def undisturbed(ray_here: Any, tmp_path_factory: pytest.TempPathFactory) -> Call
     def summary(job: Job) -> dict[str, Any]:
         if job.digest not in known:
             folder = tmp_path_factory.mktemp("undisturbed")
-            known[job.digest] = Running(ray_here, job, write_silos(folder / "silos"), folder / "runs").finish()
+            known[job.digest] = Running(
+                ray_here, job, write_silos(folder / "silos"), folder / "runs"
+            ).finish()
         return known[job.digest]
 
     return summary
@@ -137,7 +141,12 @@ def test_a_silo_that_hangs_is_found_named_and_restarted(
 
 @pytest.mark.parametrize("version", [0, 2])
 def test_a_killed_driver_is_restarted_by_ray_and_goes_on(
-    version: int, ray_here: Any, heart_silos: Path, tmp_path: Path, slow_job: Callable[..., Job], undisturbed: Any
+    version: int,
+    ray_here: Any,
+    heart_silos: Path,
+    tmp_path: Path,
+    slow_job: Callable[..., Job],
+    undisturbed: Any,
 ) -> None:
     job = slow_job()
     running = Running(ray_here, job, heart_silos, tmp_path / "runs")

@@ -16,7 +16,13 @@ from orchestrator.job import json_schema
 
 WHOLE: dict[str, Any] = {
     "name": "heart-disease",
-    "task": {"name": "tabular", "dataset": "heart", "target": "num", "features": ["age"], "model": {"name": "mlp"}},
+    "task": {
+        "name": "tabular",
+        "dataset": "heart",
+        "target": "num",
+        "features": ["age"],
+        "model": {"name": "mlp"},
+    },
     "silos": ["cleveland", "va"],
     "required_silos": ["va"],
     "rounds": {"mode": "semi_sync", "total": 3, "deadline_s": 9.5},
@@ -57,7 +63,8 @@ scalars = st.one_of(
 values = st.recursive(
     scalars,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=3)
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=3),
     ),
     max_leaves=6,
 )

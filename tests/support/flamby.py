@@ -38,7 +38,9 @@ def published() -> dict[tuple[str, int], tuple[float, ...]]:
     """(rule, seed) -> accuracy at each of the four hospitals."""
     with (SHARED / "flamby_published.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return {(row["method"], int(row["seed"])): tuple(float(row[f"site{i}"]) for i in range(4)) for row in rows}
+    return {
+        (row["method"], int(row["seed"])): tuple(float(row[f"site{i}"]) for i in range(4)) for row in rows
+    }
 
 
 class ScheduledTask(TabularTask):
@@ -69,7 +71,10 @@ RULES: dict[str, tuple[dict[str, Any], float]] = {
     "FedProx": ({"name": "fedprox", "mu": 0.01}, 0.001),
     "Scaffold": ({"name": "scaffold"}, 0.001),
     "FedAdam": ({"name": "fedavg", "server": {"name": "adam", "lr": 0.01, "beta2": 0.999, **ADAPTIVE}}, 0.01),
-    "FedYogi": ({"name": "fedavg", "server": {"name": "yogi", "lr": 0.01, "beta2": 0.999, **ADAPTIVE}}, 10**-2.5),
+    "FedYogi": (
+        {"name": "fedavg", "server": {"name": "yogi", "lr": 0.01, "beta2": 0.999, **ADAPTIVE}},
+        10**-2.5,
+    ),
     "FedAdagrad": ({"name": "fedavg", "server": {"name": "adagrad", "lr": 10**-0.5, **ADAPTIVE}}, 10**-2.5),
 }
 

@@ -5,15 +5,16 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from orchestrator.core.messages import CohortInfo
 from orchestrator.core.metrics import MetricSums, Sums
-from orchestrator.core.protocols import LocalRun
+from orchestrator.core.protocols import LocalRun, Report
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from silos.silo import Silo
@@ -23,7 +24,7 @@ from silos.state import Kept
 
 @dataclass
 class Quadratic:
-    """One silo's problem. float64 throughout the training; what travels is float32 unless ``exact``."""
+    """One silo's problem, and how it trains."""
 
     a: np.ndarray
     b: np.ndarray
@@ -33,6 +34,29 @@ class Quadratic:
     momentum: float = 0.0
     sleep_s: float = 0.0
 
+    def gradient(self, point: np.ndarray) -> np.ndarray:
+        """In float64, rounded to the precision of ``point``."""
+        return (self.a @ (point.astype(np.float64) - self.b)).astype(point.dtype)
+
+    def loss(self, point: np.ndarray) -> float:
+        off = point.astype(np.float64) - self.b
+        return 0.5 * float(off @ self.a @ off)
+
+
+def descend(strategy: Any, problem: Quadratic, run: LocalRun, tick: Tick = lambda *_: None) -> Report:
+    """Local training in the precision of ``run.params``: the strategy's direction, SGD with momentum."""
+    held, velocity, run.lr = 0.0, np.zeros_like(run.params), problem.lr
+    for step in range(problem.steps):
+        if problem.sleep_s:
+            time.sleep(problem.sleep_s)
+        velocity = problem.momentum * velocity + strategy.direction(run, problem.gradient)
+        run.params -= problem.lr * velocity
+        held = problem.momentum * held + 1.0
+        run.path += problem.lr * held
+        run.num_steps += 1
+        tick("training", step + 1, problem.steps)
+    return strategy.report(run)
+
 
 class QuadraticTrainer:
     """A `silos.site.Trainer` in plain NumPy."""
@@ -40,12 +64,13 @@ class QuadraticTrainer:
     schema_digest = "quadratic"
     device = "cpu"
 
-    def __init__(self, job: Job, silo: str, problem: Quadratic, size: int | None = None) -> None:
+    def __init__(self, job: Job, silo: str, problem: Quadratic) -> None:
         self.job, self.silo, self.problem = job, silo, problem
         self.num_parameters = self.num_shared = problem.b.size
         self.num_examples = {"train": problem.num_rows, "test": problem.num_rows}
         self.buffer = np.zeros(problem.b.size, np.float32)
         self.trained: list[int] = []
+        """Versions, in the order of the trainings."""
 
     def describe(self) -> dict[str, Any]:
         return {"entries": [], "input_shape": [self.problem.b.size], "input_dtype": "float32"}
@@ -53,65 +78,51 @@ class QuadraticTrainer:
     def initial(self) -> Parts:
         return {"params": np.zeros(self.problem.b.size, np.float32)}
 
-    def evaluate(self, received: Parts, tick: Tick) -> MetricSums:
-        tick("evaluating", 1, 1)
-        off = received["params"].astype(np.float64) - self.problem.b
-        loss = 0.5 * float(off @ self.problem.a @ off)
-        return {"loss": Sums("mean", (loss * self.problem.num_rows, float(self.problem.num_rows)))}
+    def evaluate(self, order: Order) -> MetricSums:
+        order.tick("evaluating", 1, 1)
+        count = float(self.problem.num_rows)
+        return {"loss": Sums("mean", (self.problem.loss(order.received["params"]) * count, count))}
 
     def train(self, order: Order) -> Trained:
-        problem, strategy = self.problem, self.job.strategy
-        metrics = self.evaluate(order.received, order.tick)
+        metrics = self.evaluate(order)
         np.copyto(self.buffer, order.received["params"])
         extra = {name: part for name, part in order.received.items() if name != "params"}
         kept = Kept(order.state, "strategy", self.buffer.size)
-        run = LocalRun(params=self.buffer, anchor=order.received["params"], received=extra, kept=kept, lr=problem.lr)
-        held, velocity = 0.0, np.zeros_like(self.buffer)
-        for step in range(problem.steps):
-            if problem.sleep_s:
-                time.sleep(problem.sleep_s)
-            direction = strategy.direction(run, self._gradient)
-            velocity = np.float32(problem.momentum) * velocity + direction
-            run.params -= np.float32(problem.lr) * velocity
-            held = problem.momentum * held + 1.0
-            run.path += problem.lr * held
-            run.num_steps += 1
-            order.tick("training", step + 1, problem.steps)
-        report = strategy.report(run)
+        run = LocalRun(params=self.buffer, anchor=order.received["params"], received=extra, kept=kept)
+        report = descend(self.job.strategy, self.problem, run, order.tick)
         self.trained.append(order.version)
         return Trained(
             parts=report.parts,
             scalars=dict(report.scalars),
-            num_examples=problem.num_rows,
+            num_examples=self.problem.num_rows,
             num_steps=run.num_steps,
             metrics=metrics,
             train_metrics={},
             seconds={"train": 0.0},
         )
 
-    def _gradient(self, point: np.ndarray) -> np.ndarray:
-        return (self.problem.a @ (point.astype(np.float64) - self.problem.b)).astype(np.float32)
-
 
 @dataclass
 class PlainSite:
-    """A site whose policy allows everything."""
+    """A site whose policy allows everything, unless ``refusal`` says why not."""
 
     name: str
     problem: Quadratic
     folder: Path
     make: Callable[..., Any] = QuadraticTrainer
     trainers: list[Any] = field(default_factory=list)
+    refusal: str | None = None
+    data: str = "data"
 
     def review(self, job: Job) -> str | None:
-        return None
+        return self.refusal
 
     def trainer(self, job: Job) -> Any:
         self.trainers.append(self.make(job, self.name, self.problem))
         return self.trainers[-1]
 
     def fingerprint(self, job: Job) -> str:
-        return f"data of {self.name}"
+        return f"{self.data} of {self.name}"
 
     def release(self, metrics: MetricSums) -> MetricSums:
         return metrics
@@ -122,16 +133,28 @@ class PlainSite:
     def state_folder(self, run_id: str) -> Path:
         return self.folder / self.name / run_id
 
+    @property
+    def trained(self) -> list[int]:
+        """Versions that this silo trained, over all its processes."""
+        return [version for trainer in self.trainers for version in trainer.trained]
+
+
+ROWS = (100, 300, 50, 550)
+STEPS = (1, 5, 10, 3)
+
 
 def problems(num_silos: int = 4, size: int = 5, seed: int = 0, **options: Any) -> dict[str, Quadratic]:
-    """Random well-conditioned quadratics (eigenvalues in [.5, 3]) with unequal numbers of rows."""
+    """Random well-conditioned quadratics (eigenvalues in [.5, 3]) with unequal numbers of rows.
+
+    ``steps`` may be a sequence: one number for each silo.
+    """
     rng = np.random.default_rng(seed)
-    rows = (100, 300, 50, 550)
     made = {}
     for i in range(num_silos):
         basis = np.linalg.qr(rng.normal(size=(size, size)))[0]
         a = basis @ np.diag(rng.uniform(0.5, 3, size)) @ basis.T
-        made[f"s{i}"] = Quadratic(a, rng.normal(size=size) * 2, rows[i % 4], **options)
+        own = {name: value[i % len(value)] if isinstance(value, tuple) else value for name, value in options.items()}
+        made[f"s{i}"] = Quadratic(a, rng.normal(size=size) * 2, **{"num_rows": ROWS[i % 4], **own})
     return made
 
 
@@ -143,14 +166,87 @@ def silo_makers(site_of: dict[str, PlainSite]) -> dict[str, Callable[[], Silo]]:
     return {name: lambda site=site: Silo(site) for name, site in site_of.items()}
 
 
-def job_of(silos: list[str], total: int = 5, **sections: Any) -> Job:
+def job_of(silos: Sequence[str], total: int = 5, **sections: Any) -> Job:
     """A job for quadratic silos; the task section only has to be valid."""
     rounds = {"total": total, "patience_s": 5.0, **sections.pop("rounds", {})}
     document = {
         "name": "quadratic",
         "task": {"name": "tabular", "dataset": "none", "target": "none", "features": ["x"]},
-        "silos": silos,
+        "silos": list(silos),
         "rounds": rounds,
         **sections,
     }
     return Job.model_validate(document)
+
+
+# What the algorithms must converge to.
+
+
+def shares(problem_of: Mapping[str, Quadratic]) -> dict[str, float]:
+    """The silos' weights by their numbers of rows, normalised."""
+    total = sum(problem.num_rows for problem in problem_of.values())
+    return {name: problem.num_rows / total for name, problem in problem_of.items()}
+
+
+def optimum(problem_of: Mapping[str, Quadratic], weights: Mapping[str, float] | None = None) -> np.ndarray:
+    """Minimiser of the weighted sum of the silos' losses."""
+    weights = weights or shares(problem_of)
+    left = sum(weights[name] * problem.a for name, problem in problem_of.items())
+    right = sum(weights[name] * problem.a @ problem.b for name, problem in problem_of.items())
+    return np.linalg.solve(left, right)
+
+
+def fixed_point(problem_of: Mapping[str, Quadratic], weights: Mapping[str, float] | None = None) -> np.ndarray:
+    """Where weighted means of ``steps`` gradient steps stay: ``(sum w M)^-1 sum w M b``,
+    ``M = I - (I - lr A)^steps`` (notes, oracle 2)."""
+    weights = weights or shares(problem_of)
+    left, right = 0.0, 0.0
+    for name, problem in problem_of.items():
+        identity = np.eye(problem.b.size)
+        moved = identity - np.linalg.matrix_power(identity - problem.lr * problem.a, problem.steps)
+        left, right = left + weights[name] * moved, right + weights[name] * moved @ problem.b
+    return np.linalg.solve(left, right)
+
+
+class Zeros(dict[str, np.ndarray]):
+    """A strategy's memory at one silo, in float64."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def __missing__(self, name: str) -> np.ndarray:
+        return np.zeros(self._size)
+
+
+def desk(
+    strategy: Any,
+    problem_of: Mapping[str, Quadratic],
+    rounds: int,
+    initial: np.ndarray | None = None,
+    weights: Mapping[str, float] | None = None,
+    part_weights: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[np.ndarray]:
+    """The strategy by itself in float64, without transport: parameters of version 0, 1, ...
+
+    ``part_weights`` gives a part of the update other weights than the rest: a mistake that a test plants.
+    """
+    size = next(iter(problem_of.values())).b.size
+    weights = weights or shares(problem_of)
+    state = strategy.init({"params": np.zeros(size) if initial is None else initial})
+    memory = {name: Zeros(size) for name in problem_of}
+    path = [state["params"]]
+    for _ in range(rounds):
+        received = strategy.broadcast(state)
+        extra = {name: part for name, part in received.items() if name != "params"}
+        reports = {}
+        for name, problem in problem_of.items():
+            run = LocalRun(received["params"].copy(), received["params"], extra, memory[name])
+            reports[name] = descend(strategy, problem, run)
+        names = next(iter(reports.values())).parts
+        by_part = {part: (part_weights or {}).get(part, weights) for part in names}
+        mean = {part: sum(by_part[part][name] * reports[name].parts[part] for name in reports) for part in names}
+        info = CohortInfo(len(problem_of), tuple(weights.values()), tuple(dict(r.scalars) for r in reports.values()))
+        state = strategy.step(state, mean, info)
+        path.append(state["params"])
+    return path

@@ -24,7 +24,13 @@ JOB = {
 
 
 def opened(**given: Any) -> dict[str, Any]:
-    line = {"type": "run_opened", "run_id": "heart-1", "name": "heart-disease", "job": JOB, "job_digest": "d" * 64}
+    line = {
+        "type": "run_opened",
+        "run_id": "heart-1",
+        "name": "heart-disease",
+        "job": JOB,
+        "job_digest": "d" * 64,
+    }
     return {**line, "epoch": 1, "versions": {"python": "3.11"}, "time": 100.0, **given}
 
 
@@ -50,14 +56,35 @@ def contributor(silo: str, version: int, weight: float, **given: Any) -> dict[st
     return {**line, "num_steps": 5, "norm": 0.5, **given}
 
 
-def closed(version: int, evaluated: dict[str, Any], *contributors: dict[str, Any], **given: Any) -> dict[str, Any]:
-    line = {"type": "round_closed", "version": version, "contributors": list(contributors), "evaluated": evaluated}
+def closed(
+    version: int, evaluated: dict[str, Any], *contributors: dict[str, Any], **given: Any
+) -> dict[str, Any]:
+    line = {
+        "type": "round_closed",
+        "version": version,
+        "contributors": list(contributors),
+        "evaluated": evaluated,
+    }
     costs = {"seconds": {"wait": 0.4, "round": 0.5}, "bytes_up": 100 * version, "bytes_down": 200 * version}
-    return {**line, **costs, "update_norm": 0.1, "checkpoint": "", "lineage": "l", "time": 110.0 + version, **given}
+    return {
+        **line,
+        **costs,
+        "update_norm": 0.1,
+        "checkpoint": "",
+        "lineage": "l",
+        "time": 110.0 + version,
+        **given,
+    }
 
 
 def ended(status: str = "done", **given: Any) -> dict[str, Any]:
-    line = {"type": "run_closed", "status": status, "reason": "all rounds", "version": 3, "parameters_digest": "p" * 64}
+    line = {
+        "type": "run_closed",
+        "status": status,
+        "reason": "all rounds",
+        "version": 3,
+        "parameters_digest": "p" * 64,
+    }
     best = {"best_version": 2, "best_metric": "accuracy", "best_value": 0.8}
     return {**line, **best, "time": 120.0, **given}
 
@@ -72,7 +99,14 @@ def whole_run() -> list[dict[str, Any]]:
         opened(),
         joined("cleveland", 199, 104),
         joined("va", 85, 45),
-        {"type": "model_ready", "version": 0, "num_shared": 14, "schema_digest": "s", "model": {}, "checkpoint": "v000000"},
+        {
+            "type": "model_ready",
+            "version": 0,
+            "num_shared": 14,
+            "schema_digest": "s",
+            "model": {},
+            "checkpoint": "v000000",
+        },
         closed(1, figures(0, 0.5, cleveland=0.5, va=0.4), *both(1)),
         {
             "type": "update_refused",
@@ -100,6 +134,12 @@ def write_journal(run_dir: Path, lines: list[dict[str, Any]]) -> Path:
     for line in lines:
         journal.write({"time": 100.0, **line}, durable=True)
     return run_dir
+
+
+def as_told(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As a driver tells them: what it read has a number and a time, what it says itself has neither."""
+    last = max(index for index, line in enumerate(lines) if line["type"] == "run_opened")
+    return [{**line, "seq": -1, "time": 0.0} if index >= last else line for index, line in enumerate(lines)]
 
 
 @dataclass(frozen=True)
@@ -160,7 +200,7 @@ class Silo:
 
 
 def transport() -> types.ModuleType:
-    """A module in the place of ``orchestrator.transport.ray``. ``SCRIPT`` in the environment says how it goes."""
+    """A module for ``orchestrator.transport.ray``. ``SCRIPT`` in the environment says how it goes."""
     module = types.ModuleType("orchestrator.transport.ray")
     module.asked = []
 
@@ -172,7 +212,7 @@ def transport() -> types.ModuleType:
         if script == "bug":
             raise KeyError("a mistake of ours")
         run_dir = write_journal(options.runs_dir / (options.run_id or "heart-1"), whole_run())
-        lines, _ = read_journal(run_dir / "journal.jsonl")
+        lines = as_told(read_journal(run_dir / "journal.jsonl")[0])
         if script == "failed":
             return ScriptedRun(run_dir.name, run_dir, lines, Outcome("failed", 4, "va did not come back"))
         return ScriptedRun(run_dir.name, run_dir, lines, endless=script in {"endless", "deaf"})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import types
 from pathlib import Path
@@ -152,7 +153,9 @@ def test_schema_is_json_schema_and_names_the_sections() -> None:
 # run
 
 
-def test_run_shows_rounds_ends_with_a_table_and_leaves_a_summary(job: Path, transport: types.ModuleType) -> None:
+def test_run_shows_rounds_ends_with_a_table_and_leaves_a_summary(
+    job: Path, transport: types.ModuleType
+) -> None:
     result = call("run", job)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -177,7 +180,9 @@ def test_run_asks_for_absolute_paths_and_a_database_here(job: Path, transport: t
     assert (options.tracking_uri, options.track) == (f"sqlite:///{job.parent}/mlflow.db", True)
 
 
-def test_run_passes_on_what_it_is_told(job: Path, transport: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_passes_on_what_it_is_told(
+    job: Path, transport: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     call("run", job, "--address", "10.0.0.1:6379", "--runs-dir", "r", "--new")
     call("run", job, "--no-track", "--tracking-uri", "http://other")
@@ -187,7 +192,9 @@ def test_run_passes_on_what_it_is_told(job: Path, transport: types.ModuleType, m
     assert (second.tracking_uri, second.track) == (None, False)
 
 
-def test_run_json_is_one_event_per_line_and_words_go_elsewhere(job: Path, transport: types.ModuleType) -> None:
+def test_run_json_is_one_event_per_line_and_words_go_elsewhere(
+    job: Path, transport: types.ModuleType
+) -> None:
     result = call("run", job, "--json")
     events = [json.loads(line) for line in result.stdout.splitlines()]
     assert events[0]["type"] == "run_opened"
@@ -208,7 +215,12 @@ def test_run_detached_leaves_and_says_how_to_come_back(job: Path, transport: typ
     [("cannot", 4, "va did not join within 120 s"), ("failed", 4, "va did not come back")],
 )
 def test_a_run_that_cannot_go_on_ends_with_4_and_says_why(
-    job: Path, transport: types.ModuleType, monkeypatch: pytest.MonkeyPatch, script: str, code: int, words: str
+    job: Path,
+    transport: types.ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    code: int,
+    words: str,
 ) -> None:
     monkeypatch.setenv("SCRIPT", script)
     result = call("run", job)
@@ -335,7 +347,12 @@ def test_show_tells_silos_versions_refusals_and_the_best(job: Path) -> None:
         "0.4 → 0.72  better",
     ):
         assert part in text
-    assert [line.split()[0] for line in text.splitlines() if line.strip()[:1].isdigit()][-4:] == ["0", "1", "2", "3"]
+    assert [line.split()[0] for line in text.splitlines() if line.strip()[:1].isdigit()][-4:] == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
     assert json.loads(call("show", "last", "--json").stdout)["versions"][2]["version"] == 3
 
 
@@ -372,7 +389,7 @@ def test_a_run_is_named_by_id_the_start_of_it_or_last(tmp_path: Path) -> None:
         ("", "no run ''"),
         ("../runs", "no run '../runs'"),
     ):
-        with pytest.raises(BadInput, match=".*") as caught:
+        with pytest.raises(BadInput) as caught:
             run_dirs.find(tmp_path, text)
         assert words in str(caught.value)
 
@@ -387,3 +404,25 @@ def test_a_run_whose_driver_is_alive_is_running(tmp_path: Path) -> None:
     store.release()
     assert not run_dirs.has_driver(tmp_path / "heart-1")
     assert not run_dirs.has_driver(tmp_path)
+
+
+# ui
+
+
+def test_ui_without_a_database_or_with_a_port_in_use_costs_one_line(
+    job: Path, transport: types.ModuleType
+) -> None:
+    call("run", job)
+    assert f"{job.parent}/mlflow.db: no such file" in one_line(call("ui"), 2)
+    (job.parent / "mlflow.db").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port}: " in one_line(call("ui", "--port", port), 2)
+
+
+def test_ui_of_a_server_prints_the_pages_of_the_last_run(job: Path, transport: types.ModuleType) -> None:
+    call("run", job, "--tracking-uri", "http://mlflow:5000")
+    result = call("ui")
+    assert result.stdout.splitlines()[0] == "MLflow   http://mlflow:5000", "where the last run is tracked"
+    assert "heart-1 is not in MLflow yet" in result.stdout
+    assert call("ui", "--tracking-uri", "https://other").stdout.startswith("MLflow   https://other")

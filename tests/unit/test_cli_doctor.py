@@ -126,7 +126,11 @@ NODE = {"NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"CPU": 8.
 
 def test_nodes_of_a_cluster() -> None:
     driver = {**NODE, "Labels": {"siloray.role": "driver"}}
-    silo = {**NODE, "NodeManagerAddress": "10.0.0.2", "Labels": {"siloray.silo": "va", "siloray.role": "silo"}}
+    silo = {
+        **NODE,
+        "NodeManagerAddress": "10.0.0.2",
+        "Labels": {"siloray.silo": "va", "siloray.role": "silo"},
+    }
     away = {**NODE, "NodeManagerAddress": "10.0.0.3", "Alive": False}
     assert [each.level for each in cluster_checks.nodes([driver, silo])] == ["pass", "pass"]
     assert "va, 8 cores, 1 GPUs" in list(cluster_checks.nodes([driver, silo]))[1].found
@@ -142,7 +146,8 @@ def test_a_cluster_that_does_not_answer_fails_soon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "level"), [("", "pass"), ("127.0.0.1:8265", "pass"), ("0.0.0.0:8265", "warn"), ("10.1.1.1:8265", "warn")]
+    ("url", "level"),
+    [("", "pass"), ("127.0.0.1:8265", "pass"), ("0.0.0.0:8265", "warn"), ("10.1.1.1:8265", "warn")],
 )
 def test_the_clusters_dashboard(url: str, level: str) -> None:
     assert cluster_checks.dashboard(url).level == level

@@ -1,6 +1,8 @@
 """Tables and image folders are opened, split, identified, and refused in one line."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from silos.config import DatasetConfig
 from silos.data import TableData, open_data
 from silos.image_files import ImageFolder, decode
 
+ROOT = Path(__file__).parents[2]
 ROWS = {
     "age": [63, 37, 41, 56, 57],
     "sex": ["m", "f", "f", "m", None],
@@ -307,3 +310,22 @@ def test_files_of_several_formats(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         table(tmp_path, path="notes.txt")
     one_line(caught, "notes.txt", "unknown ending")
+
+
+def test_pandas_stays_out_until_it_is_wanted(tmp_path: Path) -> None:
+    path = write("parquet", tmp_path)
+    program = f"""
+import sys
+from pathlib import Path
+from silos.config import DatasetConfig
+from silos.data import open_data
+config = DatasetConfig.model_validate({{"path": {str(path)!r}, "splits": {{"column": "fold"}}}})
+columns = open_data(config, Path(".")).read(["age", "sex"], "train")
+assert columns["age"].numbers().sum() == 217 and columns["sex"].levels(["f", "m"]).sum() == 1
+assert "pandas" not in sys.modules, "pandas was imported"
+assert columns["age"].values.to_pandas().sum() == 217
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -41,8 +41,17 @@ def picture(view: View, now: float = 111.0, width: int = 100) -> str:
 
 def test_a_new_run_starts_with_silos_that_are_starting() -> None:
     view = folded(scripted.opened())
-    assert (view.run_id, view.total, view.metric, view.version, view.round) == ("heart-1", 3, "accuracy", 0, 0)
-    assert {name: silo.state for name, silo in view.silos.items()} == {"cleveland": "starting", "va": "starting"}
+    assert (view.run_id, view.total, view.metric, view.version, view.round) == (
+        "heart-1",
+        3,
+        "accuracy",
+        0,
+        0,
+    )
+    assert {name: silo.state for name, silo in view.silos.items()} == {
+        "cleveland": "starting",
+        "va": "starting",
+    }
     assert view.waits_for() == ["cleveland", "va"]
 
 
@@ -135,7 +144,9 @@ def test_progress_without_steps_is_the_phase_alone() -> None:
     assert progress(event("silo_progress", phase="sealing", **step)) == "sealing"
 
 
-def test_a_line_for_each_round_and_for_what_is_out_of_the_ordinary(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_for_each_round_and_for_what_is_out_of_the_ordinary(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     view, show = View(), Lines()
     for line in scripted.whole_run():
         one = EVENT.validate_python(line)
@@ -179,7 +190,13 @@ def test_the_picture_shows_rounds_silos_metrics_and_whom_it_waits_for() -> None:
     view.fold(event("silo_progress", phase="train", **step))
     view.fold(event("waiting", version=2, silos=["va"], why="the round needs it", until_s=60))
     text = picture(view)
-    for part in ("heart-disease", "heart-1", "round 3 of 3", "training 120/300", "waits for va: the round needs it"):
+    for part in (
+        "heart-disease",
+        "heart-1",
+        "round 3 of 3",
+        "training 120/300",
+        "waits for va: the round needs it",
+    ):
         assert part in text
     assert "199" in text
     assert "1 refused, 1 lost so far" in text

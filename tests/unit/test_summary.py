@@ -24,7 +24,9 @@ def test_says_who_and_how_it_ended(summary: dict) -> None:
     assert (summary["started"], summary["ended"]) == (100.0, 120.0)
 
 
-def test_figures_stand_with_the_version_that_they_are_of_not_with_the_round_that_brought_them(summary: dict) -> None:
+def test_figures_stand_with_the_version_that_they_are_of_not_with_the_round_that_brought_them(
+    summary: dict,
+) -> None:
     accuracy = [each["metrics"]["global"]["accuracy"] for each in summary["versions"]]
     assert summary["initial"]["metrics"]["global"]["accuracy"] == 0.5
     assert [each["version"] for each in summary["versions"]] == [1, 2, 3]
@@ -54,7 +56,9 @@ def test_contributors_stand_with_the_version_that_they_made(summary: dict) -> No
 
 
 def test_incidents_best_and_silos(summary: dict) -> None:
-    assert summary["refused"] == [{"version": 1, "silo": "va", "code": "nonfinite", "reason": "NaN in params"}]
+    assert summary["refused"] == [
+        {"version": 1, "silo": "va", "code": "nonfinite", "reason": "NaN in params"}
+    ]
     assert summary["lost"] == [{"version": 1, "silo": "va", "why": "process ended", "time": 111.6}]
     assert summary["best"] == {"version": 2, "metric": "accuracy", "value": 0.8}
     assert summary["never_contributed"] == []
@@ -77,8 +81,12 @@ def test_a_run_stopped_and_resumed_has_redone_nothing() -> None:
 
 def test_rounds_behind_the_checkpoint_that_was_gone_back_to_no_longer_count() -> None:
     lines = scripted.whole_run()[:-2]
-    again = scripted.closed(2, scripted.figures(1, 0.6, cleveland=0.6, va=0.6), scripted.contributor("va", 2, 1.0))
-    summary = summarise(parse([*lines, {"type": "rewound", "version": 1}, scripted.opened(resumed_from=1), again]))
+    again = scripted.closed(
+        2, scripted.figures(1, 0.6, cleveland=0.6, va=0.6), scripted.contributor("va", 2, 1.0)
+    )
+    summary = summarise(
+        parse([*lines, {"type": "rewound", "version": 1}, scripted.opened(resumed_from=1), again])
+    )
     assert [each["version"] for each in summary["versions"]] == [1, 2]
     assert [each["silo"] for each in summary["versions"][1]["contributors"]] == ["va"]
     assert summary["versions"][0]["metrics"]["global"]["accuracy"] == 0.6
@@ -97,7 +105,11 @@ def test_an_unfinished_run_tells_what_it_has() -> None:
 
 
 def test_the_best_of_an_unfinished_run_is_the_last_one_marked() -> None:
-    assert summarise(parse(scripted.whole_run()[:-1]))["best"] == {"version": 2, "metric": "accuracy", "value": 0.8}
+    assert summarise(parse(scripted.whole_run()[:-1]))["best"] == {
+        "version": 2,
+        "metric": "accuracy",
+        "value": 0.8,
+    }
 
 
 def test_written_as_one_file_in_place_of_an_older_one(tmp_path: Path) -> None:
