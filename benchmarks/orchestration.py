@@ -133,7 +133,7 @@ def silo_actor(size: int) -> type:
     from silos.silo import Silo
 
     class AddActor(SiloActor):
-        def __init__(self, name: str, silo_yaml: str | None) -> None:
+        def __init__(self, name: str, silo_yaml: str | None, code: object) -> None:
             self.name, self._silo, self._wrong = name, Silo(AddSite(name, size)), ""
 
     return AddActor
@@ -152,7 +152,7 @@ def siloray(num_silos: int, size: int, rounds: int, store: type[Store], folder: 
             closed.append(event)
 
     async def run() -> Any:
-        channel = RayChannel(folder.name, job.silos, {silo: "" for silo in job.silos}, silo_actor(size))
+        channel = RayChannel(folder.name, job.silos, {silo: "" for silo in job.silos}, actor=silo_actor(size))
         driver = Driver(job, channel, store(folder), "benchmark", observe)
         outcome = await driver.run()
         channel.close()

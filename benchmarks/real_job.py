@@ -95,12 +95,14 @@ def plain(root: Path) -> Measured:
     sizes = ["--silos", SILOS, "--images", IMAGES, "--test-images", TEST_IMAGES, "--rounds", ROUNDS]
     options = [str(each) for each in ("--root", root, *sizes, "--start", "spawn", "--sgd", "hand")]
     done = measure.run_command([sys.executable, "-m", "benchmarks.plain_torch", *options])
-    printed = json.loads(done.output.strip().splitlines()[-1])
+    printed = json.loads(done.stdout.strip().splitlines()[-1])
     return Measured(printed["seconds_rounds"], done.seconds, measure.load_average())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=Path("/work/shared/data/fashion_mnist"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -124,7 +126,9 @@ def compared(folder: Path, root: Path, repeats: int) -> list[dict[str, str]]:
     with running_ray(folder) as address:
         for _ in range(repeats):
             found.setdefault("plain PyTorch processes ", []).append(plain(root))
-            run = siloray(job, folder, "--address", address, "--silos-dir", str(folder / "silos"), "--no-track")
+            run = siloray(
+                job, folder, "--address", address, "--silos-dir", str(folder / "silos"), "--no-track"
+            )
             found.setdefault("siloray run, Ray already running", []).append(run)
     return [_row(title, each, found) for title, each in found.items()]
 
@@ -142,7 +146,7 @@ def _row(title: str, each: list[Measured], found: dict[str, list[Measured]]) -> 
     }
 
 
-class running_ray:  # noqa: N801 (a context manager reads as a verb)
+class running_ray:
     """A Ray that is there before the command starts."""
 
     def __init__(self, folder: Path) -> None:
@@ -156,7 +160,11 @@ class running_ray:  # noqa: N801 (a context manager reads as a verb)
         )
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()

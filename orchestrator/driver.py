@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from orchestrator.calls import Call, Calls
 from orchestrator.core import events
@@ -35,7 +35,7 @@ from orchestrator.core.messages import (
 )
 from orchestrator.core.protocols import Channel, Observer
 from orchestrator.core.rounds import Rounds
-from orchestrator.core.vector import Packet
+from orchestrator.core.vector import Packet, Parts
 from orchestrator.core.versions import versions
 from orchestrator.enrolment import Enrolment, check_schema
 from orchestrator.gate import Expected, flaw
@@ -90,6 +90,7 @@ class Driver:
         self._stop_asked = False
         self._waiting_since: float | None = None
         self._contributed: set[SiloId] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._bytes_down = self._broadcast_bytes = 0
         self._began_at = self._opened_at = self._arrived_at = clock()
 
@@ -193,7 +194,7 @@ class Driver:
         if not isinstance(reply, Piece):
             raise CannotGoOn(f"{silo}: sent no initial model: {reply}")
         joined = self.enrolment.joined[silo]
-        self.model.begin(reply.packet, joined.schema_digest)  # type: ignore[arg-type]
+        self.model.begin(cast(Parts, reply.packet), joined.schema_digest)
         event = events.ModelReady(
             version=0,
             num_shared=joined.num_shared,
@@ -310,7 +311,7 @@ class Driver:
             found = "metrics", str(error)
         if found is not None:
             self._refuse(call.silo, call.request.version, *found)
-            self.rounds.refuse(call.silo)
+            self.rounds.refuse(call.silo, call.request.version)
             return
         staleness = self.rounds.version - update.version
         if not self.rounds.arrived(update):
@@ -386,7 +387,7 @@ class Driver:
             except UpdateUnfit as unfit:
                 self.rounds.give_back([each for each in updates if each is not unfit.update])
                 self._refuse(unfit.update.silo, unfit.update.version, unfit.code, unfit.reason)
-                self.rounds.refuse(unfit.update.silo)
+                self.rounds.refuse(unfit.update.silo, unfit.update.version)
             except SiloLost as lost:
                 self._give_back_without(lost, updates)
             if not self.rounds.due(self.enrolment.online, self.clock()):
@@ -530,7 +531,9 @@ class Driver:
 
     def _cancel(self, silo: SiloId) -> None:
         """Its work can no longer be used; it is busy until it answers."""
-        asyncio.create_task(self._send_stop(silo))
+        task = asyncio.create_task(self._send_stop(silo))
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     async def _send_stop(self, silo: SiloId) -> None:
         with contextlib.suppress(SiloLost):

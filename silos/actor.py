@@ -5,7 +5,10 @@ that pieces are fetched and signs of life given while training runs.
 """
 
 import os
+import platform
+import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +25,8 @@ IO_THREADS = 4
 class SiloActor:
     """One silo's process on its own node."""
 
-    def __init__(self, name: str, silo_yaml: str | None) -> None:
+    def __init__(self, name: str, silo_yaml: str | None, code: Sequence[str] = ()) -> None:
+        sys.path.extend(folder for folder in code if folder not in sys.path)
         threading.Thread(target=_preload, daemon=True).start()
         self.name = name
         self._silo: Silo | None = None
@@ -44,6 +48,14 @@ class SiloActor:
         if self._silo is None:
             return Refused(silo=self.name, code="data", reason=self._wrong)
         return self._silo.handle(request)
+
+    @ray.method(concurrency_group="io")
+    def describe(self) -> dict[str, Any]:
+        """Data sets and their sizes, as far as the policy lets them out."""
+        if self._silo is None:
+            return {"node": platform.node(), "device": self._wrong, "datasets": {}}
+        about: dict[str, Any] = self._silo.site.describe()
+        return about
 
     @ray.method(concurrency_group="io")
     def place(self) -> tuple[str, int]:

@@ -1,6 +1,7 @@
 """The site that ``silo.yaml`` describes: real data, torch, the organisation's policy."""
 
 import os
+import platform
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from orchestrator.core.errors import BadInput
 from orchestrator.core.metrics import MetricSums
 from orchestrator.job import Job
-from silos.config import SiloConfig, load_silo
+from silos.config import DatasetConfig, SiloConfig, load_silo
 from silos.policy import released, review
 
 NODE_FILE = "/etc/siloray/silo.yaml"
@@ -48,6 +49,20 @@ class ConfiguredSite:
 
     def counts(self, trainer: Any) -> dict[str, int]:
         return dict(trainer.num_examples) if self.config.policy.share_counts else {}
+
+    def describe(self) -> dict[str, Any]:
+        shared = self.config.datasets if self.config.policy.share_counts else {}
+        return {
+            "node": platform.node(),
+            "device": self.config.local.device,
+            "datasets": {name: self._rows(dataset) for name, dataset in shared.items()},
+        }
+
+    def _rows(self, dataset: DatasetConfig) -> dict[str, int]:
+        from silos.data import open_data
+
+        data = open_data(dataset, self._folder)
+        return {split: len(data.rows(split)) for split in ("train", "test")}
 
     def state_folder(self, run_id: str) -> Path:
         return self._folder / ".siloray" / self.name / run_id

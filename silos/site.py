@@ -89,6 +89,10 @@ class Site(Protocol):
         """The numbers of examples that may leave."""
         ...
 
+    def describe(self) -> dict[str, Any]:
+        """``node``, ``device`` and ``datasets`` (rows by data set and split) for whoever lists silos."""
+        ...
+
     def state_folder(self, run_id: str) -> Path:
         """Where private state of a run is kept."""
         ...

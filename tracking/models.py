@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.checkpoints import Unusable
-from orchestrator.core.events import ModelReady, RunOpened
+from orchestrator.core.events import ModelReady, RoundClosed, RunOpened
 from orchestrator.job import Job
 from tracking import weights
 from tracking.mapping import Mapper
@@ -38,12 +38,13 @@ def log_version(server: Server, run_dir: Path, mapper: Mapper, version: int, run
     try:
         if mapper.opened is None or mapper.ready is None:
             raise NoModel("the run has no model yet")
-        state = weights.load(run_dir, version)
-        tags = tags_of(mapper, mapper.opened, mapper.ready, version, state)
-        model_id = _find(server, runs[0], tags) or _log(
-            server, mapper.opened, mapper.ready, state, tags, runs
-        )
-        register(server, registered_name(mapper.opened), model_id, runs[1], tags)
+        tags = tags_of(mapper.opened, mapper.ready, mapper.rounds.get(version), version)
+        model_id = _find(server, runs[0], tags)
+        if model_id is None:
+            state = weights.load(run_dir, version)
+            tags["siloray.parameters_digest"] = digest_of(state)
+            model_id = _log(server, mapper.opened, mapper.ready, state, tags, runs)
+        register(server, registered_name(mapper.opened), model_id, runs[1])
     except NoModel:
         raise
     except Unusable as error:
@@ -89,20 +90,14 @@ def digest_of(state: State) -> str:
     return digest.hexdigest()
 
 
-def tags_of(
-    mapper: Mapper, opened: RunOpened, ready: ModelReady, version: int, state: State
-) -> dict[str, str]:
-    """Where the weights come from and who contributed."""
-    made = mapper.rounds.get(version)
+def tags_of(opened: RunOpened, ready: ModelReady, made: RoundClosed | None, version: int) -> dict[str, str]:
+    """Where the weights come from and who contributed; ``made`` is the round that made the version."""
     private = [each["name"] for each in ready.model["entries"] if not each["shared"]]
     tags = {
         "siloray.run_id": opened.run_id,
         "siloray.version": str(version),
         "siloray.job_digest": opened.job_digest,
-        "siloray.parameters_digest": digest_of(state),
-        "siloray.contributors": ", ".join(f"{c.silo}: {c.weight:.4g}" for c in made.contributors)
-        if made
-        else "",
+        "siloray.contributors": ", ".join(f"{c.silo}: {c.weight:.4g}" for c in made.contributors) if made else "",
         "siloray.lineage": made.lineage if made else "",
         "siloray.private": f"initial values from the seed: {', '.join(private)}" if private else "",
     }
@@ -114,17 +109,16 @@ def registered_name(opened: RunOpened) -> str:
     return str((opened.job.get("tracking") or {}).get("model") or opened.name)
 
 
-def register(server: Server, name: str, model_id: str, run: str, tags: dict[str, str]) -> str:
-    """Registers a logged model as a version of ``name``, unless it is one; returns the registry's number."""
-    if not server.client.search_registered_models(f"name = '{name}'"):
-        server.client.create_registered_model(name)
-    known = numbers_of(server, name)
-    if model_id in known:
-        return known[model_id]
-    made = server.client.create_model_version(
-        name, f"models:/{model_id}", run, tags, model_id=model_id, await_creation_for=0
-    )
-    return str(made.version)
+def register(server: Server, name: str, model_id: str, run: str) -> None:
+    """Makes a logged model the newest version of ``name``, with its own tags, unless it is a version already."""
+    client = server.client
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    if model_id not in numbers_of(server, name):
+        tags = {key: value for key, value in client.get_logged_model(model_id).tags.items() if "siloray" in key}
+        client.create_model_version(
+            name, f"models:/{model_id}", run, tags, model_id=model_id, await_creation_for=0
+        )
 
 
 def numbers_of(server: Server, name: str) -> dict[str, str]:
@@ -135,8 +129,8 @@ def numbers_of(server: Server, name: str) -> dict[str, str]:
 
 def _find(server: Server, experiment_id: str, tags: dict[str, str]) -> str | None:
     """The id of the model logged with these weights; what an attempt left unfinished is deleted."""
-    wanted = ("siloray.run_id", "siloray.version", "siloray.parameters_digest")
-    query = " AND ".join(f"tags.`{key}` = '{tags[key]}'" for key in wanted)
+    wanted = ("siloray.run_id", "siloray.version", "siloray.lineage")
+    query = " AND ".join(f"tags.`{key}` = '{tags[key]}'" for key in wanted if key in tags)
     found = server.client.search_logged_models([experiment_id], query)
     ready = [each for each in found if each.status == "READY"]
     for each in found:

@@ -25,7 +25,6 @@ def publish(run_dir: Path, mapper: Mapper, cursor: Cursor, connect: Callable[[],
     due = _due(mapper, cursor)
     if due:
         _log(run_dir, mapper, cursor, connect(), due[0])
-        _name(mapper, cursor, connect())
     elif mapper.closed is not None and cursor.finished != mapper.closed.seq:
         _finish(run_dir, mapper, cursor, connect())
         cursor.finished = mapper.closed.seq
@@ -58,24 +57,19 @@ def _log(run_dir: Path, mapper: Mapper, cursor: Cursor, server: Server, version:
     except models.NoModel as error:
         cursor.models[str(version)] = f"{NONE}{error}"
         server.client.set_tag(cursor.runs[RUN], f"siloray.no_model.{version}", str(error))
+    save(run_dir, cursor)
     weights.release(run_dir, version)
 
 
-def _name(mapper: Mapper, cursor: Cursor, server: Server) -> None:
-    """Points ``latest`` at the newest version and ``champion`` at the best of those that are logged."""
-    if mapper.opened is None:
-        return
-    name = models.registered_name(mapper.opened)
-    logged = {int(version): model for version, model in cursor.models.items() if not model.startswith(NONE)}
-    if not logged:
-        return
-    best = mapper.closed.best_version if mapper.closed else None
-    wanted = {"latest": logged[max(logged)]} | ({"champion": logged[best]} if best in logged else {})
-    numbers = {
-        each.model_id: each.version for each in server.client.search_model_versions(f"name = '{name}'")
-    }
-    for alias, model_id in wanted.items():
-        server.client.set_registered_model_alias(name, alias, numbers[model_id])
+def _crown(mapper: Mapper, cursor: Cursor, server: Server) -> None:
+    """Points the alias ``champion`` at the best version. ``latest`` is MLflow's own word for the newest: versions are
+    registered in their order, and the last one at the end."""
+    best = str(mapper.closed.best_version) if mapper.closed else ""
+    model_id = cursor.models.get(best, NONE)
+    if mapper.opened is not None and not model_id.startswith(NONE):
+        name = models.registered_name(mapper.opened)
+        number = models.numbers_of(server, name)[model_id]
+        server.client.set_registered_model_alias(name, "champion", number)
 
 
 def _finish(run_dir: Path, mapper: Mapper, cursor: Cursor, server: Server) -> None:
@@ -86,7 +80,7 @@ def _finish(run_dir: Path, mapper: Mapper, cursor: Cursor, server: Server) -> No
         return
     for key, ids in server.runs(cursor.experiment_id, mapper.opened.run_id).items():
         server.delete_runs([each for each in ids if each != cursor.runs.get(key, each)])
-    _name(mapper, cursor, server)
+    _crown(mapper, cursor, server)
     with tempfile.TemporaryDirectory(prefix="siloray-") as folder:
         note = report.write(run_dir, Path(folder))
         server.client.log_artifacts(cursor.runs[RUN], folder)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from tracking.mapping import RUN, Rows
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+    pass
 
 T = TypeVar("T")
 

@@ -1,14 +1,16 @@
 """The last words on a run: a table per silo, where things lie, and how to go on."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cli import failures, words
 from orchestrator.cli.display import Display, JsonLines, Lines
-from orchestrator.cli.run_dirs import JOURNAL
+from orchestrator.cli.run_dirs import JOURNAL, read_command
 from orchestrator.cli.run_handle import Outcome
 from orchestrator.cli.tables import print_silos
+from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event
 from orchestrator.summary import SUMMARY, summarise, write_summary
 
@@ -32,9 +34,15 @@ def closing(run_dir: Path, outcome: Outcome, summary: Mapping[str, Any]) -> list
     reason = f": {words.one_line(outcome.reason)}" if outcome.reason else ""
     lines = [f"{outcome.status}{reason} ({num} of {total} rounds, {took})", *_best(summary)]
     lines.append(f"summary  {run_dir / SUMMARY}")
-    if outcome.status == "done":
-        return [*lines, "curves   siloray ui"]
-    return [*lines, f"go on    siloray resume {run_dir.name}"]
+    if _is_tracked(run_dir):
+        lines.append("curves   siloray ui")
+    return lines if outcome.status == "done" else [*lines, f"go on    siloray resume {run_dir.name}"]
+
+
+def _is_tracked(run_dir: Path) -> bool:
+    with suppress(BadInput):
+        return bool(read_command(run_dir)["track"])
+    return False
 
 
 def _best(summary: Mapping[str, Any]) -> list[str]:

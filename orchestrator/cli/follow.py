@@ -128,7 +128,7 @@ def _batches(run: Run) -> Iterator[_Batch]:
             continue
         yield _Batch(lines, fresh)
         cursor, fresh = reached, False
-        if ended and not lines:
+        if ended:
             return
-        if lines and not ended:
+        if lines:
             time.sleep(PAUSE_S)

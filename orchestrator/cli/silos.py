@@ -57,12 +57,14 @@ def _plain(line: SiloLine) -> dict[str, object]:
 def _print(lines: Sequence[SiloLine]) -> None:
     from orchestrator.cli.tables import print_table
 
-    rows = [[each.name, each.state, each.node, each.device, _sizes(each.datasets)] for each in lines]
+    rows = [[each.name, each.state, each.node, each.device, _sizes(each)] for each in lines]
     print_table(["silo", "state", "node", "device", "data sets"], rows)
 
 
-def _sizes(datasets: Mapping[str, Mapping[str, int]]) -> str:
-    return "; ".join(f"{name}: {_rows(rows)}" for name, rows in datasets.items())
+def _sizes(line: SiloLine) -> str:
+    if not line.datasets:
+        return "kept private" if line.state == "online" else ""
+    return "; ".join(f"{name}: {_rows(rows)}" for name, rows in line.datasets.items())
 
 
 def _rows(rows: Mapping[str, int]) -> str:

@@ -26,7 +26,7 @@ class Raw(BaseModel, frozen=True, extra="forbid"):
 
 
 class Bf16(BaseModel, frozen=True, extra="forbid"):
-    """The upper 16 bits of each float32, rounded to nearest even: relative error at most 2^-9, half the bytes.
+    """The upper 16 bits of each float32, rounded to nearest even: relative error at most 2^-8, half the bytes.
 
     Rounding may lengthen a vector by that much, so it is not contractive. NaN stays NaN.
     """

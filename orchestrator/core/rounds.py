@@ -123,11 +123,13 @@ class Rounds:
         if self.delivered.get(update.silo) == update.version:
             del self.delivered[update.silo]
 
-    def refuse(self, silo: SiloId) -> None:
-        """The gate refused this silo's update: it counts as absent, and may not try this version again."""
-        self.in_flight.pop(silo, None)
-        self.delivered[silo] = self.version
-        self.refused.add(silo)
+    def refuse(self, silo: SiloId, version: int) -> None:
+        """The gate refused this silo's update: for that version it counts as absent, and may not try it again."""
+        if self.in_flight.get(silo) == version:
+            del self.in_flight[silo]
+        self.delivered[silo] = max(version, self.delivered.get(silo, -1))
+        if version == self.version:
+            self.refused.add(silo)
 
     def give_back(self, updates: Sequence[Update]) -> None:
         """Updates of a round that could not close after all."""

@@ -4,6 +4,7 @@ Hsu et al. 2019 (FedAvgM, arXiv 1909.06335); Reddi et al. 2021 (adaptive, arXiv 
 correction). ``delta`` is local minus global, so it is added. All arithmetic is float32, element by element.
 """
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import numpy as np
@@ -29,11 +30,11 @@ class Sgd(BaseModel, frozen=True, extra="forbid"):
             return {"params": _moved(state["params"], delta, self.lr)}
         momentum = self.momentum * state["momentum"]
         momentum += delta
-        step = delta + self.momentum * momentum if self.nesterov else momentum.copy()
+        step: Vector = delta + self.momentum * momentum if self.nesterov else momentum.copy()
         return {"params": _moved(state["params"], step, self.lr), "momentum": momentum}
 
 
-class _Adaptive(BaseModel, frozen=True, extra="forbid"):
+class _Adaptive(BaseModel, ABC, frozen=True, extra="forbid"):
     """``m = beta1 * m + (1 - beta1) * delta; params += lr * m / (sqrt(v) + tau)``."""
 
     lr: float = Field(default=0.01, gt=0)
@@ -49,11 +50,11 @@ class _Adaptive(BaseModel, frozen=True, extra="forbid"):
     def apply(self, state: State, delta: Vector) -> State:
         m = self.beta1 * state["m"] + (1 - self.beta1) * delta
         v = self.second_moment(state["v"], delta * delta)
-        step = m / (np.sqrt(v) + np.float32(self.tau))
+        step: Vector = m / (np.sqrt(v) + np.float32(self.tau))
         return {"params": _moved(state["params"], step, self.lr), "m": m, "v": v}
 
-    def second_moment(self, v: Vector, squared: Vector) -> Vector:
-        raise NotImplementedError
+    @abstractmethod
+    def second_moment(self, v: Vector, squared: Vector) -> Vector: ...
 
 
 class Adagrad(_Adaptive, frozen=True):
@@ -82,7 +83,8 @@ class Yogi(_Adaptive, frozen=True):
     beta2: float = Field(default=0.99, ge=0, lt=1)
 
     def second_moment(self, v: Vector, squared: Vector) -> Vector:
-        return v - (1 - self.beta2) * squared * np.sign(v - squared)
+        moved: Vector = v - (1 - self.beta2) * squared * np.sign(v - squared)
+        return moved
 
 
 def _moved(params: Vector, step: Vector, lr: float) -> Vector:

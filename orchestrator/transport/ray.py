@@ -21,7 +21,14 @@ from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.driver import Outcome
 from orchestrator.job import Job
 from orchestrator.store import JournalDamaged, read_journal
-from orchestrator.transport.ray_channel import NAMESPACE, ROLE_LABEL, RayChannel, check_nodes
+from orchestrator.transport.ray_channel import (
+    NAMESPACE,
+    ROLE_LABEL,
+    RayChannel,
+    alive_nodes,
+    check_nodes,
+    labelled_silos,
+)
 from orchestrator.transport.ray_driver import Assignment, remote_driver
 
 ANSWER_S = 60.0
@@ -88,15 +95,19 @@ def start(job: Job, options: RunOptions) -> RayRun:
         check_nodes(job.silos)
     run_id = options.run_id or _unfinished(job, options) or _new_id(job)
     run_dir = options.runs_dir / run_id
+    code = [str(options.job_file.parent), os.getcwd()] if documents is not None else []
     assignment = Assignment(
         run_id=run_id,
         run_dir=str(run_dir),
         job=job.model_dump_json(),
         documents=documents,
+        code=code,
         tracking_uri=options.tracking_uri if options.track else None,
     )
     run_dir.mkdir(parents=True, exist_ok=True)
-    RayChannel(run_id, job.silos, documents)  # silos start while the driver does, and it finds them by name
+    RayChannel(
+        run_id, job.silos, documents, code
+    )  # silos start while the driver does, and it finds them by name
     actor = remote_driver(assignment, NAMESPACE, _driver_placement())
     note = {"address": ray.get_runtime_context().gcs_address}
     (run_dir / "ray.json").write_text(json.dumps(note), encoding="utf-8")
@@ -117,11 +128,53 @@ def attach(run_dir: Path, address: str | None) -> RayRun:
     return RayRun(run_id, run_dir, actor)
 
 
+@dataclass(frozen=True)
+class SiloLine:
+    """One silo, as far as its policy lets it be described."""
+
+    name: str
+    state: str
+    """``online``, ``starting`` or ``away``."""
+    node: str
+    device: str
+    datasets: dict[str, dict[str, int]]
+
+
+def silos(job: Job | None, address: str | None, silos_dir: Path | None) -> list[SiloLine]:
+    """The silos of a folder on this machine, or those of a cluster."""
+    if address is None:
+        return _silos_here(job, silos_dir)
+    connect(address, 0)
+    names = sorted(set(job.silos) if job else labelled_silos())
+    found = labelled_silos()
+    channel = RayChannel("", tuple(name for name in names if name in found), None)
+    described = channel.describe(ANSWER_S)
+    return [_line(name, described.get(name), "starting" if name in found else "away") for name in names]
+
+
+def _silos_here(job: Job | None, silos_dir: Path | None) -> list[SiloLine]:
+    from silos.configured_site import ConfiguredSite
+    from silos.directory import find_silos
+
+    if silos_dir is None:
+        raise BadInput("say which silos: a job file, --silos-dir, or --address of a cluster")
+    wanted = set(job.silos) if job else None
+    found = {name: path for name, path in find_silos(silos_dir).items() if wanted is None or name in wanted}
+    here = [_line(name, ConfiguredSite(path).describe(), "online") for name, path in found.items()]
+    return here + [_line(name, None, "away") for name in sorted((wanted or set()) - found.keys())]
+
+
+def _line(name: str, about: dict[str, Any] | None, otherwise: str) -> SiloLine:
+    if about is None:
+        return SiloLine(name, otherwise, "", "", {})
+    return SiloLine(name, "online", about["node"], about["device"], about["datasets"])
+
+
 def connect(address: str | None, num_silos: int) -> None:
     """Join the cluster at ``address``, or start Ray here: without a dashboard, and with few idle workers."""
     if ray.is_initialized():
         return
-    quiet = {"log_to_driver": False, "logging_level": "error", "namespace": NAMESPACE}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": NAMESPACE}
     if address is not None:
         try:
             ray.init(address=address, **quiet)
@@ -156,7 +209,7 @@ def _documents(job: Job, options: RunOptions) -> dict[str, str] | None:
 
 def _driver_placement() -> dict[str, Any]:
     """On the node that its administrator made the driver's; unpinned, it might land on a silo and write there."""
-    roles = {node["Labels"].get(ROLE_LABEL) for node in ray.nodes() if node["Alive"]}
+    roles = {node["Labels"].get(ROLE_LABEL) for node in alive_nodes()}
     return {"label_selector": {ROLE_LABEL: "driver"}} if "driver" in roles else {}
 
 

@@ -5,7 +5,8 @@ reach one another would stall a shared broadcast (notes: Ray 2.60). Flat NumPy a
 without a copy.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from orchestrator.core.messages import (
     Evaluate,
     Fetch,
     Joined,
-    Leave,
     Ping,
     Refused,
     Reply,
@@ -36,6 +36,18 @@ ROLE_LABEL = "siloray.role"
 
 _LOST = (RayActorError, ObjectLostError, GetTimeoutError, TaskCancelledError)
 _AT_ONCE = (Fetch, Ping, Stop)
+
+
+def as_actor(plain: type, **options: Any) -> Any:
+    """A plain class as a Ray actor class."""
+    remote: Any = ray.remote
+    return remote(**options)(plain)
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Ray's description of the nodes that it can reach."""
+    nodes: Any = ray.nodes
+    return [node for node in nodes() if node["Alive"]]
 
 
 class Published:
@@ -60,13 +72,16 @@ class RayChannel:
         run_id: str,
         silos: tuple[SiloId, ...],
         documents: dict[SiloId, str] | None,
+        code: Sequence[str] = (),
         actor: type = SiloActor,
     ) -> None:
         """``documents``: the silo.yaml of each silo, all on this machine, for processes that belong to this run.
         None: each silo's process is on its own node, with its own document, and serves one run after the other.
+        ``code``: folders in which silos on this machine look for the user's own modules.
         """
         self._suffix = f"-{run_id}" if documents is not None else ""
-        self._remote = ray.remote(concurrency_groups={"io": IO_THREADS})(actor)
+        self._remote = as_actor(actor, concurrency_groups={"io": IO_THREADS})
+        self._code = list(code)
         self._home = ray.get_runtime_context().get_node_id()
         self._node: dict[SiloId, str] = {}
         self._actors = {silo: self._start(silo, documents) for silo in silos}
@@ -102,6 +117,16 @@ class RayChannel:
         """SIGKILL by the node's raylet, which works on a stopped process too; Ray starts it anew."""
         ray.kill(self._actors[silo], no_restart=False)
 
+    def describe(self, wait_s: float) -> dict[SiloId, dict[str, Any]]:
+        """What each silo says of itself; without those that do not answer in time."""
+        asked = {actor.describe.remote(): silo for silo, actor in self._actors.items()}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=wait_s) if asked else ([], [])
+        found: dict[SiloId, dict[str, Any]] = {}
+        for reference in ready:
+            with suppress(*_LOST, RayTaskError):
+                found[asked[reference]] = ray.get(reference)
+        return found
+
     def close(self) -> None:
         """End the processes that belong to this run."""
         for actor in self._actors.values() if self._suffix else ():
@@ -118,7 +143,7 @@ class RayChannel:
             max_restarts=-1,
             max_task_retries=0,
             **options,
-        ).remote(silo, documents[silo] if documents else None)
+        ).remote(silo, documents[silo] if documents is not None else None, self._code)
 
 
 def _here(document: str) -> dict[str, Any]:
@@ -132,14 +157,14 @@ def _here(document: str) -> dict[str, Any]:
 
 def _on_its_node(silo: SiloId) -> dict[str, Any]:
     """Pinned by the label that the site's administrator gave the node; its GPU is counted if it has one."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Labels"].get(SILO_LABEL) == silo]
+    nodes = [node for node in alive_nodes() if node["Labels"].get(SILO_LABEL) == silo]
     gpus = 1 if any(node["Resources"].get("GPU", 0) >= 1 for node in nodes) else 0
     return {"label_selector": {SILO_LABEL: silo}, "num_gpus": gpus}
 
 
 def labelled_silos() -> set[str]:
     """Silos whose node is in the cluster."""
-    labels = (node["Labels"].get(SILO_LABEL) for node in ray.nodes() if node["Alive"])
+    labels = (node["Labels"].get(SILO_LABEL) for node in alive_nodes())
     return {label for label in labels if label}
 
 

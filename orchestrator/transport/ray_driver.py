@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event
 from orchestrator.driver import Driver, Outcome
@@ -31,7 +29,7 @@ from orchestrator.store import (
     read_journal,
 )
 from orchestrator.summary import write_summary
-from orchestrator.transport.ray_channel import RayChannel
+from orchestrator.transport.ray_channel import RayChannel, as_actor
 
 LIVE_EVENTS = 10_000
 """Live events that a late watcher can still get; the journal has those that matter."""
@@ -47,6 +45,8 @@ class Assignment:
     """The job document as JSON."""
     documents: dict[str, str] | None
     """The silo.yaml of each silo on this machine, or None where each node has its own."""
+    code: list[str]
+    """Folders in which silos on this machine look for the user's own modules."""
     tracking_uri: str | None
 
 
@@ -103,7 +103,9 @@ class DriverActor:
         run_dir = Path(self.assignment.run_dir)
         job = Job.model_validate_json(self.assignment.job)
         self._prepare(run_dir, job)
-        channel = RayChannel(self.assignment.run_id, job.silos, self.assignment.documents)
+        channel = RayChannel(
+            self.assignment.run_id, job.silos, self.assignment.documents, self.assignment.code
+        )
         store = Store(run_dir, keep=job.keep.newest)
         owner = f"siloray driver of {self.assignment.run_id}"
         self._driver = Driver(job, channel, store, self.assignment.run_id, self._observe, owner=owner)
@@ -133,7 +135,7 @@ class DriverActor:
 def remote_driver(assignment: Assignment, namespace: str, options: dict[str, Any]) -> Any:
     """Start the driver of a run, or find it."""
     return (
-        ray.remote(max_concurrency=16)(DriverActor)
+        as_actor(DriverActor, max_concurrency=16)
         .options(
             name=f"driver-{assignment.run_id}",
             namespace=namespace,
@@ -151,7 +153,7 @@ def remote_driver(assignment: Assignment, namespace: str, options: dict[str, Any
 def _follow(run_dir: Path, uri: str) -> None:
     """Start the tracking follower, as nobody's child: it outlives this process until MLflow has everything."""
     command = [sys.executable, "-m", "tracking", str(run_dir), "--uri", uri, "--until-closed", "--nice"]
-    spawn = "import subprocess, sys; subprocess.Popen(sys.argv[2:], start_new_session=True, stderr=open(sys.argv[1], 'a'))"
+    spawn = "import subprocess as s, sys\ns.Popen(sys.argv[2:], start_new_session=True, stderr=open(sys.argv[1], 'a'))"
     log = str(run_dir / "tracking.log")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     subprocess.run(

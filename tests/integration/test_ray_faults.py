@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.core.events import EVENT
 from orchestrator.core.messages import SiloId
 from orchestrator.job import Job
-from orchestrator.summary import summarise
-from orchestrator.core.events import EVENT
 from orchestrator.store import read_journal
+from orchestrator.summary import summarise
 
 LIMIT_S = 120
 

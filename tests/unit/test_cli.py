@@ -401,6 +401,9 @@ def test_a_run_whose_driver_is_alive_is_running(tmp_path: Path) -> None:
     store.acquire("test")
     assert run_dirs.has_driver(tmp_path / "heart-1")
     assert json.loads(call("list", "--runs-dir", tmp_path, "--json").stdout)[0]["status"] == "running"
+    lease = tmp_path / "heart-1" / "lease.json"
+    lease.write_text(lease.read_text().replace(f'"pid":{os.getpid()}', '"pid":1'))
+    assert not run_dirs.has_driver(tmp_path / "heart-1"), "the lock is not that of the lease"
     store.release()
     assert not run_dirs.has_driver(tmp_path / "heart-1")
     assert not run_dirs.has_driver(tmp_path)

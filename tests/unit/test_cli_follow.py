@@ -86,9 +86,10 @@ def test_a_driver_started_anew_counts_afresh_and_nothing_is_counted_twice(
 ) -> None:
     lines = scripted.whole_run()
     launched = [{"type": "silo_launched", "silo": "va", "version": 0, "attempt": 1}] * 20
-    run = Pieces([[*lines[:7], *launched], lines[:7], lines[7:]], restart=1)
+    run = Pieces([[*lines[:7], *launched], lines[:9], lines[9:]], restart=1)
     followed = follow(run, True, lambda show: None)
-    assert capsys.readouterr().out.count("run_closed") == 1
+    out = capsys.readouterr().out
+    assert out.count('"resumed_from":1') == out.count("run_closed") == 1
     summary = summarise(followed.durable)
     assert (summary["resumed"], len(summary["versions"]), len(summary["lost"])) == (1, 3, 1)
 

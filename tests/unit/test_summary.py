@@ -72,6 +72,12 @@ def test_a_crash_is_counted_with_the_round_that_was_in_hand(summary: dict) -> No
     assert (summary["resumed"], summary["redone_rounds"]) == (1, 1)
 
 
+def test_a_crash_after_the_last_round_has_cost_none() -> None:
+    lines = scripted.whole_run()
+    summary = summarise(parse([*lines[:-1], scripted.opened(resumed_from=3), lines[-1]]))
+    assert (summary["resumed"], summary["redone_rounds"]) == (2, 1)
+
+
 def test_a_run_stopped_and_resumed_has_redone_nothing() -> None:
     lines = scripted.whole_run()
     lines[7:7] = [scripted.ended("stopped")]

@@ -1,0 +1,273 @@
+"""The round machine, step by step by hand: who may train, when a round closes, what counts."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.core.rounds import RoundPolicy, Rounds
+from orchestrator.job import RoundSettings
+from tests.support.updates import update
+
+ABCD = ("a", "b", "c", "d")
+
+
+def first(version: int, candidates: Sequence[str], size: int) -> Collection[str]:
+    return candidates[:size]
+
+
+def rounds(cohort: int = 4, buffer: int = 4, online: Sequence[str] = ABCD, **numbers: Any) -> Rounds:
+    made = Rounds(RoundPolicy(cohort_size=cohort, buffer_size=buffer, min_updates=numbers.pop("min_updates", buffer), **numbers), first)
+    made.open(online, 0.0)
+    return made
+
+
+def launch(machine: Rounds, online: Collection[str] = ABCD) -> list[str]:
+    ready = machine.vacancies(online)
+    for silo in ready:
+        machine.launched(silo)
+    return ready
+
+
+def deliver(machine: Rounds, *silos: str, version: int = 0) -> None:
+    for silo in silos:
+        assert machine.arrived(update(silo, version))
+
+
+def test_sync_waits_for_all_and_sums_in_silo_order() -> None:
+    machine = rounds()
+    assert launch(machine) == list(ABCD) and launch(machine) == []
+    deliver(machine, "d", "b", "a")
+    assert not machine.due(ABCD, 1e9) and machine.awaited() == ["c"]
+    deliver(machine, "c")
+    assert machine.due(ABCD, 0.0)
+    assert [each.silo for each in machine.close()] == list(ABCD) and not machine.buffer
+
+
+def test_nobody_trains_a_version_twice() -> None:
+    machine = rounds(buffer=2)
+    launch(machine)
+    deliver(machine, "a")
+    assert launch(machine) == []
+    machine.lost("b")
+    assert launch(machine) == ["b"], "who lost its work has not delivered"
+
+
+def test_a_second_update_on_a_version_does_not_count() -> None:
+    machine = rounds()
+    launch(machine)
+    deliver(machine, "a")
+    assert not machine.arrived(update("a", 0)) and len(machine.buffer) == 1
+
+
+def test_attempts_are_counted() -> None:
+    machine = rounds(max_attempts=2)
+    for _ in range(2):
+        assert "a" in launch(machine)
+        machine.lost("a")
+    assert "a" not in machine.vacancies(ABCD)
+    deliver(machine, "b", "c", "d")
+    assert machine.hopeless(ABCD) and not machine.due(ABCD, 1e9)
+
+
+def test_who_declined_is_not_asked_again() -> None:
+    machine = rounds()
+    launch(machine)
+    machine.declined("a")
+    assert "a" not in machine.vacancies(ABCD)
+    machine.open(ABCD, 0.0)
+    assert "a" in machine.vacancies(ABCD), "another version is another question"
+
+
+def test_the_gate_makes_a_silo_absent() -> None:
+    machine = rounds()
+    launch(machine)
+    deliver(machine, "a", "b", "c")
+    machine.refuse("d", 0)
+    assert machine.due(ABCD, 0.0) and "d" not in machine.vacancies(ABCD)
+    machine.close()
+    machine.open(ABCD, 0.0)
+    assert machine.vacancies(ABCD) == list(ABCD)
+
+
+def test_a_refusal_of_old_work_leaves_new_work_alone() -> None:
+    """Folding may refuse version 0's update of a silo that trains version 1 already."""
+    machine = rounds(buffer=1, max_staleness=3)
+    launch(machine)
+    deliver(machine, "a")
+    machine.close()
+    machine.open(ABCD, 0.0)
+    deliver(machine, "b")
+    machine.launched("b")
+    machine.buffer.clear()
+    machine.refuse("b", 0)
+    assert machine.in_flight["b"] == 1, "it is busy, and its work is welcome"
+    assert machine.arrived(update("b", 1))
+
+
+def test_all_refused_is_hopeless_and_never_due() -> None:
+    machine = rounds()
+    launch(machine)
+    for silo in ABCD:
+        machine.refuse(silo, 0)
+    assert not machine.due(ABCD, 1e9) and machine.hopeless(ABCD)
+
+
+def test_quorum_closes_at_the_deadline() -> None:
+    machine = rounds(min_updates=3, deadline_s=10.0)
+    launch(machine)
+    deliver(machine, "a", "b")
+    assert not machine.due(ABCD, 10.0)
+    deliver(machine, "c")
+    assert not machine.due(ABCD, 9.9) and machine.due(ABCD, 10.0)
+    machine.close()
+    assert machine.open(ABCD, 10.0) == ["d"], "its work can no longer be used"
+    assert machine.deadline == 20.0
+
+
+def test_quorum_closes_when_nothing_more_can_come() -> None:
+    machine = rounds(min_updates=3, deadline_s=10.0)
+    launch(machine)
+    deliver(machine, "a", "b", "c")
+    machine.lost("d")
+    assert not machine.due(ABCD, 0.0), "d may try again"
+    assert machine.due(("a", "b", "c"), 0.0), "d is away"
+
+
+def test_over_selection_takes_the_first() -> None:
+    machine = rounds(cohort=4, buffer=3)
+    launch(machine)
+    deliver(machine, "d", "c", "a")
+    assert machine.due(ABCD, 0.0)
+    assert [each.silo for each in machine.close()] == ["a", "c", "d"]
+    assert machine.open(ABCD, 0.0) == ["b"]
+    assert not machine.arrived(update("b", 0)) and "b" not in machine.in_flight
+    assert machine.vacancies(ABCD) == list(ABCD)
+
+
+def test_semi_sync_takes_the_late_once_stale() -> None:
+    machine = rounds(buffer=3, max_staleness=1)
+    launch(machine)
+    deliver(machine, "a", "b", "c")
+    machine.close()
+    assert machine.open(ABCD, 0.0) == []
+    assert launch(machine) == ["a", "b", "c"], "d is still busy with version 0"
+    deliver(machine, "d")
+    assert launch(machine) == ["d"], "stale work is no reason not to train the new version"
+    deliver(machine, "a", "b", version=1)
+    assert [(each.silo, each.version) for each in machine.close()] == [("a", 1), ("b", 1), ("d", 0)]
+
+
+def test_too_stale_is_dropped() -> None:
+    machine = rounds(buffer=1, max_staleness=1)
+    launch(machine)
+    deliver(machine, "a")
+    for _ in range(2):
+        machine.close()
+        cancelled = machine.open(ABCD, 0.0)
+    assert set(cancelled) == {"b", "c", "d"}
+    assert not machine.arrived(update("b", 0)) and machine.buffer == []
+
+
+def test_a_version_of_the_future_is_not_usable() -> None:
+    assert not rounds().arrived(update("a", 7))
+
+
+def test_never_more_in_flight_than_the_cohort() -> None:
+    machine = rounds(cohort=2, buffer=1, max_staleness=5)
+    assert launch(machine) == ["a", "b"]
+    deliver(machine, "a")
+    machine.close()
+    machine.sample = lambda version, candidates, size: ["c", "d"]
+    machine.open(ABCD, 0.0)
+    assert launch(machine) == ["c"], "b is still at work"
+
+
+def test_required_silos_fail_closed() -> None:
+    machine = rounds(cohort=3, buffer=2, min_updates=1, deadline_s=1.0, required=frozenset("d"))
+    assert machine.cohort == {"a", "b", "d"}, "required ones are drawn always"
+    launch(machine)
+    deliver(machine, "a", "b")
+    assert machine.missing() == ["d"] and not machine.due(ABCD, 1e9)
+    machine.lost("d")
+    assert not machine.due(("a", "b"), 1e9) and machine.hopeless(("a", "b"))
+    machine.declined("d")
+    assert not machine.due(ABCD, 1e9)
+    deliver(machine, "d")
+    assert machine.due(ABCD, 0.0)
+
+
+def test_a_required_silo_that_is_refused_fails_closed() -> None:
+    machine = rounds(required=frozenset("d"))
+    launch(machine)
+    deliver(machine, "a", "b", "c")
+    machine.refuse("d", 0)
+    assert not machine.due(ABCD, 1e9) and machine.hopeless(ABCD)
+
+
+def test_an_update_that_perished_may_be_made_again() -> None:
+    machine = rounds()
+    launch(machine)
+    deliver(machine, "a", "b", "c", "d")
+    updates = machine.close()
+    machine.give_back(updates[1:])
+    machine.perished(updates[0])
+    machine.lost("a")
+    assert not machine.due(ABCD, 0.0) and launch(machine) == ["a"]
+    deliver(machine, "a")
+    assert [each.silo for each in machine.close()] == list(ABCD)
+
+
+def test_only_candidates_are_drawn() -> None:
+    machine = rounds(cohort=3, buffer=3)
+    assert machine.cohort == {"a", "b", "c"}
+    machine.open(["d"], 0.0)
+    assert machine.cohort == {"d"}
+
+
+@pytest.mark.parametrize("staleness, factor", [(0, 1.0), (1, 0.7071), (2, 0.5774), (3, 0.5)])
+def test_22_the_discount_by_age(staleness: int, factor: float) -> None:
+    """Xie et al.: polynomial with a = 1/2; constant with a = 0."""
+    policy = RoundPolicy(cohort_size=1, buffer_size=1)
+    assert policy.discount(staleness) == pytest.approx(factor, abs=5e-5)
+    assert RoundPolicy(cohort_size=1, buffer_size=1, staleness_exponent=0).discount(staleness) == 1.0
+
+
+@pytest.mark.parametrize(
+    "numbers", [(4, 5, 1, ()), (4, 3, 4, ()), (1, 1, 1, ("a", "b")), (0, 0, 0, ())], ids=str
+)
+def test_numbers_that_contradict_each_other(numbers: tuple[int, int, int, tuple[str, ...]]) -> None:
+    cohort, buffer, fewest, required = numbers
+    with pytest.raises(ValidationError):
+        RoundPolicy(cohort_size=cohort, buffer_size=buffer, min_updates=fewest, required=required)
+
+
+@pytest.mark.parametrize(
+    "mode, expected",
+    [
+        ("sync", (8, 8, 8, 0)),
+        ("over_selected", (8, 6, 6, 0)),
+        ("quorum", (8, 8, 6, 0)),
+        ("semi_sync", (8, 6, 1, 1)),
+        ("async", (8, 4, 1, 10)),
+        ("fedasync", (8, 1, 1, 100)),
+    ],
+)
+def test_modes_are_numbers(mode: str, expected: tuple[int, ...]) -> None:
+    settings = RoundSettings(mode=mode, total=1, deadline_s=1 if mode == "quorum" else None)
+    policy = settings.policy(8, frozenset())
+    assert (policy.cohort_size, policy.buffer_size, policy.min_updates, policy.max_staleness) == expected
+
+
+@pytest.mark.parametrize("mode", ["sync", "over_selected", "semi_sync", "async", "fedasync"])
+@pytest.mark.parametrize("num_silos", [1, 2, 3, 5, 11])
+def test_every_mode_fits_every_federation(mode: str, num_silos: int) -> None:
+    policy = RoundSettings(mode=mode, total=1, cohort=7).policy(num_silos, frozenset())
+    assert 1 <= policy.min_updates <= policy.buffer_size <= policy.cohort_size == min(7, num_silos)
+
+
+def test_given_numbers_win_over_the_mode() -> None:
+    settings = RoundSettings(mode="semi_sync", total=1, buffer=2, min_updates=2, max_staleness=4, cohort=3)
+    policy = settings.policy(8, frozenset())
+    assert (policy.cohort_size, policy.buffer_size, policy.min_updates, policy.max_staleness) == (3, 2, 2, 4)
