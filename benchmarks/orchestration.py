@@ -25,7 +25,7 @@ from orchestrator.core.protocols import LocalRun
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from orchestrator.store import Store
-from silos.site import Order, Tick, Trained
+from silos.site import Order, Trained
 from silos.state import Kept
 
 SHAPES = ("2x0.1M", "8x0.1M", "2x11M", "8x11M", "2x86M", "8x86M")
@@ -51,8 +51,8 @@ class AddTrainer:
     def initial(self) -> Parts:
         return {"params": np.zeros(self.num_shared, np.float32)}
 
-    def evaluate(self, received: Parts, tick: Tick) -> MetricSums:
-        return {"loss": Sums("mean", (float(received["params"][-1]), 1.0))}
+    def evaluate(self, order: Order) -> MetricSums:
+        return {"loss": Sums("mean", (float(order.received["params"][-1]), 1.0))}
 
     def train(self, order: Order) -> Trained:
         np.copyto(self.params, order.received["params"])
@@ -67,7 +67,7 @@ class AddTrainer:
             scalars={},
             num_examples=1,
             num_steps=1,
-            metrics=self.evaluate(order.received, order.tick),
+            metrics=self.evaluate(order),
             train_metrics={},
             seconds={},
         )

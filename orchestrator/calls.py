@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orchestrator.core.errors import SiloLost
-from orchestrator.core.messages import Ping, Progress, Reply, SiloId, Train
+from orchestrator.core.messages import Evaluate, Ping, Progress, Reply, SiloId, Train
 from orchestrator.core.protocols import Channel
 
 Deliver = Callable[["Call", Reply | SiloLost], None]
@@ -17,14 +17,15 @@ Deliver = Callable[["Call", Reply | SiloLost], None]
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One training that a silo was asked for."""
+    """One training or evaluation that a silo was asked for."""
 
     silo: SiloId
-    request: Train
+    request: Train | Evaluate
+    deliver: Deliver
     alive_at: float
     task: "asyncio.Task[None] | None" = None
-    cancelled: bool = False
-    """Its work is no longer wanted; the silo is busy until it answers."""
+    given_up: bool = False
+    """Its end is on the way to the driver, which may be busy; its silo is restarted once."""
     marks: int = -1
     progress: Progress | None = None
 
@@ -43,13 +44,24 @@ class Calls:
     _watch: "asyncio.Task[None] | None" = None
     _probes: set["asyncio.Task[None]"] = field(default_factory=set)
 
-    def start(self, silo: SiloId, request: Train) -> Call:
-        call = Call(silo, request, self.clock())
+    def start(self, silo: SiloId, request: Train | Evaluate, deliver: Deliver | None = None) -> Call:
+        """Replaces the silo's call in hand, whose answer is no longer current."""
+        call = Call(silo, request, deliver or self.deliver, self.clock())
         self.by_silo[silo] = call
         call.task = asyncio.create_task(self._carry(call))
         if self._watch is None:
             self._watch = asyncio.create_task(self._watching())
         return call
+
+    async def ask(self, silo: SiloId, request: Evaluate) -> Reply:
+        """Start a call and wait for its answer. Raises `SiloLost`."""
+        answer: asyncio.Future[Reply | SiloLost] = asyncio.get_running_loop().create_future()
+        call = self.start(silo, request, lambda _, reply: None if answer.done() else answer.set_result(reply))
+        reply = await answer
+        self.done(call)
+        if isinstance(reply, SiloLost):
+            raise reply
+        return reply
 
     def current(self, call: Call) -> bool:
         """False for the answer to a call that was given up."""
@@ -66,9 +78,9 @@ class Calls:
 
     async def _carry(self, call: Call) -> None:
         try:
-            self.deliver(call, await self.channel.call(call.silo, call.request))
+            call.deliver(call, await self.channel.call(call.silo, call.request))
         except SiloLost as lost:
-            self.deliver(call, lost)
+            call.deliver(call, lost)
 
     async def _watching(self) -> None:
         pause = min(max(self.patience_s / 4, 0.05), 5.0)
@@ -94,12 +106,12 @@ class Calls:
             self.progressed(reply)
 
     def _give_up(self, call: Call) -> None:
-        if not self.current(call):
+        if not self.current(call) or call.given_up or call.task is None or call.task.done():
             return
-        if call.task is not None:
-            call.task.cancel()
+        call.given_up = True
+        call.task.cancel()
         where = f" in phase {call.progress.phase}" if call.progress else ""
-        self.deliver(call, SiloLost(call.silo, f"no progress for {self.patience_s:g} s{where}"))
+        call.deliver(call, SiloLost(call.silo, f"no progress for {self.patience_s:g} s{where}"))
         restart = asyncio.create_task(self.channel.restart(call.silo))
         self._probes.add(restart)
         restart.add_done_callback(self._probes.discard)

@@ -22,23 +22,26 @@ from orchestrator.core.messages import (
     Evaluated,
     Fetch,
     Initial,
+    Joined,
     Leave,
     Piece,
     Ping,
     Progress,
     Refused,
     Reply,
+    Request,
     SiloId,
     Stop,
     Train,
     Update,
 )
+from orchestrator.core.metrics import MetricSums
 from orchestrator.core.protocols import Channel, Observer
 from orchestrator.core.rounds import Rounds
 from orchestrator.core.vector import Packet, Parts
 from orchestrator.core.versions import versions
 from orchestrator.enrolment import Enrolment, check_schema
-from orchestrator.gate import Expected, flaw
+from orchestrator.gate import Expected, flaw, initial_flaw, unsound
 from orchestrator.global_model import GlobalModel
 from orchestrator.job import Job
 from orchestrator.pipeline import Combined, UpdateUnfit
@@ -89,7 +92,9 @@ class Driver:
         self._ending: tuple[str, str] | None = None
         self._stop_asked = False
         self._waiting_since: float | None = None
-        self._contributed: set[SiloId] = set()
+        self._full_since: float | None = None
+        self._folded: dict[SiloId, int] = {}
+        """Silo -> version of its newest update that is in the model."""
         self._errands: set[asyncio.Task[None]] = set()
         self._bytes_down = self._broadcast_bytes = 0
         self._began_at = self._opened_at = self._arrived_at = clock()
@@ -102,12 +107,13 @@ class Driver:
                 await self._turn()
             return await self._finish(*self._ending)
         except BadInput as error:
-            return self._failed(2, str(error))
+            return await self._failed(2, str(error))
         except CannotGoOn as error:
-            return self._failed(4, str(error))
+            return await self._failed(4, str(error))
         finally:
             self.calls.close()
             self.enrolment.close()
+            await self.model.close()
             self.store.release()
 
     def request_stop(self, now: bool = False) -> None:
@@ -122,6 +128,8 @@ class Driver:
     async def _start(self) -> None:
         epoch = self.store.acquire(self.owner)
         found = self.store.recover({"job_digest": self.job.digest, "run_id": self.run_id})
+        if found is not None:
+            self.model.restore(found.version, found.state, found.meta["lineage"])
         self._replay([EVENT.validate_python(event) for _, event in self.store.events()])
         self._emit(self._run_opened(epoch, found))
         self.enrolment.run_id, self.enrolment.epoch = self.run_id, epoch
@@ -132,22 +140,26 @@ class Driver:
             return
         if found is None:
             await self._begin()
-        else:
-            self.model.restore(found.version, found.state, found.meta["lineage"])
         self.rounds.version = self.model.version - 1
-        if self.model.version >= self.job.rounds.total:
-            self._ending = "done", f"all {self.job.rounds.total} rounds are closed"
-        else:
+        self._decide_end()
+        if self._ending is None:
             await self._open()
 
     def _replay(self, history: Sequence[Event]) -> None:
         self.board.replay(history)
+        closed: dict[int, events.RoundClosed] = {}
         for event in history:
             match event:
                 case events.SiloJoined():
                     self.enrolment.fingerprints.setdefault(event.silo, event.fingerprint)
+                case events.ModelReady():
+                    self.enrolment.schema_digest = event.schema_digest
                 case events.RoundClosed():
-                    self._contributed |= {each.silo for each in event.contributors}
+                    closed[event.version] = event
+                case events.Rewound():
+                    closed = {version: each for version, each in closed.items() if version <= event.version}
+        for version in sorted(closed):
+            self._folded |= {each.silo: each.base_version for each in closed[version].contributors}
         self._pin_best()
 
     def _run_opened(self, epoch: int, found: Recovered | None) -> Event:
@@ -189,12 +201,9 @@ class Driver:
 
     async def _begin(self) -> None:
         """Version 0: every silo makes it from the job's seed, so the first one is asked."""
-        silo = min(self.enrolment.online)
-        reply = await self.channel.call(silo, Initial(run_id=self.run_id, epoch=self.store.epoch))
-        if not isinstance(reply, Piece):
-            raise CannotGoOn(f"{silo}: sent no initial model: {reply}")
-        joined = self.enrolment.joined[silo]
-        self.model.begin(cast(Parts, reply.packet), joined.schema_digest)
+        joined, parts = await self._initial()
+        self.model.begin(parts, joined.schema_digest)
+        self.enrolment.schema_digest = joined.schema_digest
         event = events.ModelReady(
             version=0,
             num_shared=joined.num_shared,
@@ -203,6 +212,35 @@ class Driver:
             checkpoint=checkpoint_name(0),
         )
         self.model.commit(event, lambda: self.observe(event), self._disk_full)
+
+    async def _initial(self) -> tuple[Joined, Parts]:
+        """Who sent the initial parameters, and these; a silo that does not answer is left for the next."""
+        for _ in range(self.job.rounds.max_attempts):
+            for joined in [self.enrolment.joined[silo] for silo in sorted(self.enrolment.online)]:
+                try:
+                    return joined, await self._ask_initial(joined)
+                except SiloLost as lost:
+                    self._lost(joined.silo, 0, lost.why)
+            await self._assemble()
+        raise CannotGoOn(f"no initial model came: {self._whys(set(self.job.silos))}")
+
+    async def _ask_initial(self, joined: Joined) -> Parts:
+        request = Initial(run_id=self.run_id, epoch=self.store.epoch)
+        reply = await self._ask(joined.silo, request)
+        parts = cast(Parts, reply.packet) if isinstance(reply, Piece) else {}
+        wrong = initial_flaw(parts, joined.num_shared) if isinstance(reply, Piece) else str(reply)
+        if wrong is not None:
+            raise SiloLost(joined.silo, f"no initial model: {wrong}")
+        return parts
+
+    async def _ask(self, silo: SiloId, request: Request) -> Reply:
+        """Ask for something that takes no time worth watching; a silo that stays silent is restarted."""
+        try:
+            return await asyncio.wait_for(self.channel.call(silo, request), self.patience_s)
+        except TimeoutError:
+            await self.channel.restart(silo)
+            why = f"did not answer {type(request).__name__} within {self.patience_s:g} s"
+            raise SiloLost(silo, why) from None
 
     # the loop
 
@@ -237,9 +275,15 @@ class Driver:
             attempt=self.rounds.attempts[silo],
             model=self._published,
             model_digest=self.model.lineage,
+            counted=self._counted(silo),
             inline=INLINE,
             keep=tuple(update.version for update in self.rounds.buffer if update.silo == silo),
         )
+
+    def _counted(self, silo: SiloId) -> int:
+        """Version of the silo's newest update that is in the model, or waits to be folded."""
+        waiting = (update.version for update in self.rounds.buffer if update.silo == silo)
+        return max(self._folded.get(silo, -1), *waiting, -1)
 
     async def _turn(self) -> None:
         """One thing that happens: an answer, a silo that joined, a deadline."""
@@ -252,6 +296,8 @@ class Driver:
             await self._close()
         elif self.rounds.hopeless(self.enrolment.online):
             self._hope_or_give_up()
+        else:
+            self._waiting_since = None
 
     def _pause_s(self) -> float:
         longest = min(1.0, self.patience_s / 4) if self._waiting_since is not None else 5.0
@@ -304,11 +350,6 @@ class Driver:
 
     def _arrived(self, call: Call, update: Update) -> None:
         found = flaw(self.job, update, self._expected(call))
-        try:
-            if found is None:
-                self.board.report(update.silo, update.version, update.metrics)
-        except ValueError as error:
-            found = "metrics", str(error)
         if found is not None:
             self._refuse(call.silo, call.request.version, *found)
             self.rounds.refuse(call.silo, call.request.version)
@@ -340,14 +381,18 @@ class Driver:
         fault("round.closing")
         folded = await self._fold()
         if folded is None:
+            self._wake()
             return
         updates, combined = folded
         fault("round.folded")
+        for update in updates:
+            self.board.report(update.silo, update.version, update.metrics)
         figures = self.board.figures(self.rounds.version)
         stepping = self.clock()
         norm = await self.model.advance(combined, updates)
+        self._full_since = None
         now = self.clock()
-        self._contributed |= {update.silo for update in updates}
+        self._folded |= {update.silo: update.version for update in updates}
         closed = events.RoundClosed(
             version=self.model.version,
             contributors=contributors(
@@ -383,6 +428,7 @@ class Driver:
         while True:
             updates = self.rounds.close()
             try:
+                self._check_metrics(updates)
                 return updates, await self.model.fold(updates, self._discounts(updates), self._fetch)
             except UpdateUnfit as unfit:
                 self.rounds.give_back([each for each in updates if each is not unfit.update])
@@ -392,6 +438,13 @@ class Driver:
                 self._give_back_without(lost, updates)
             if not self.rounds.due(self.enrolment.online, self.clock()):
                 return None
+
+    def _check_metrics(self, updates: Sequence[Update]) -> None:
+        """Not at arrival: which of two updates is the odd one must not depend on which came first."""
+        found = self.board.odd([update.metrics for update in updates])
+        if found is not None:
+            index, name = found
+            raise UpdateUnfit(updates[index], "metrics", f"its sums of '{name}' do not add up with the others'")
 
     def _give_back_without(self, lost: SiloLost, updates: list[Update]) -> None:
         self.rounds.give_back([each for each in updates if each.silo != lost.silo])
@@ -408,11 +461,7 @@ class Driver:
         request = Fetch(
             run_id=self.run_id, epoch=self.store.epoch, version=update.version, start=start, stop=stop
         )
-        try:
-            reply = await asyncio.wait_for(self.channel.call(update.silo, request), self.patience_s)
-        except TimeoutError:
-            await self.channel.restart(update.silo)
-            raise SiloLost(update.silo, f"sent no piece of its update within {self.patience_s:g} s") from None
+        reply = await self._ask(update.silo, request)
         if not isinstance(reply, Piece):
             raise SiloLost(update.silo, f"has no update to fetch: {reply}")
         return reply.packet
@@ -451,10 +500,15 @@ class Driver:
         """Figures of the last version, which no round trains from."""
         version = self.model.version
         self._published = await self.channel.publish(self.job.strategy.broadcast(self.model.state))
-        asked = [self._evaluate(silo) for silo in sorted(self.enrolment.online)]
-        for reply in await asyncio.gather(*asked):
-            if reply is not None:
-                self.board.report(reply.silo, version, reply.metrics)
+        silos = sorted(self.enrolment.online)
+        replies = await asyncio.gather(*(self._evaluate(silo) for silo in silos))
+        reports = {silo: sums for silo, sums in zip(silos, replies, strict=True) if sums is not None}
+        while (found := self.board.odd(list(reports.values()))) is not None:
+            silo = list(reports)[found[0]]
+            del reports[silo]
+            self._refuse(silo, version, "metrics", f"its sums of '{found[1]}' do not add up with the others'")
+        for silo, sums in reports.items():
+            self.board.report(silo, version, sums)
         figures = self.board.figures(version)
         best = self._pin_best() == version
         self._emit(events.VersionEvaluated(evaluated=figures, best=best))
@@ -466,31 +520,39 @@ class Driver:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), min(5.0, self.patience_s))
 
-    async def _evaluate(self, silo: SiloId) -> Evaluated | None:
+    async def _evaluate(self, silo: SiloId) -> MetricSums | None:
         request = Evaluate(
-            run_id=self.run_id, epoch=self.store.epoch, version=self.model.version, model=self._published
+            run_id=self.run_id,
+            epoch=self.store.epoch,
+            version=self.model.version,
+            model=self._published,
+            counted=self._counted(silo),
         )
         try:
-            reply = await asyncio.wait_for(self.channel.call(silo, request), GIVE_UP * self.patience_s)
-        except (SiloLost, TimeoutError) as error:
-            self._emit(events.SiloDown(silo=silo, version=self.model.version, why=f"not evaluated: {error}"))
+            reply = await self.calls.ask(silo, request)
+        except SiloLost as lost:
+            self._emit(events.SiloDown(silo=silo, version=self.model.version, why=f"not evaluated: {lost.why}"))
             return None
-        return reply if isinstance(reply, Evaluated) else None
+        if not isinstance(reply, Evaluated) or unsound(reply.metrics) is not None:
+            self._refuse(silo, self.model.version, "metrics", f"sent no figures: {reply}")
+            return None
+        return reply.metrics
 
     def _run_closed(self, status: str, reason: str, digest: str) -> Event:
         best = self.board.best
         return events.RunClosed(
-            status=status,  # type: ignore[arg-type]
+            status=status,
             reason=reason,
             version=self.model.version,
             parameters_digest=digest,
             best_version=best[0] if best else None,
             best_metric=self.job.stop.metric if best else None,
             best_value=best[1] if best else None,
-            never_contributed=sorted(set(self.job.silos) - self._contributed),
+            never_contributed=sorted(set(self.job.silos) - self._folded.keys()),
         )
 
-    def _failed(self, exit_code: int, reason: str) -> Outcome:
+    async def _failed(self, exit_code: int, reason: str) -> Outcome:
+        await self.model.close()
         self._emit(self._run_closed("failed", reason, self.model.parameters_digest()))
         return Outcome("failed", exit_code, reason)
 
@@ -520,10 +582,10 @@ class Driver:
     async def _disk_full(self, why: str) -> None:
         """The commit waits for space; training goes on until the next round wants to close."""
         limit = GIVE_UP * self.patience_s
-        if self._waiting_since is None:
-            self._waiting_since = self.clock()
+        if self._full_since is None:
+            self._full_since = self.clock()
             self.observe(events.Waiting(version=self.model.version, silos=[], why=why, until_s=limit))
-        if self.clock() - self._waiting_since > limit:
+        if self.clock() - self._full_since > limit:
             raise CannotGoOn(why)
         await asyncio.sleep(min(5.0, self.patience_s / 4))
 

@@ -13,6 +13,9 @@ from orchestrator.job import Job
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses between attempts to reach a silo; the last one repeats."""
 
+ANOTHER_MODEL = "builds another shared model"
+SAME_COLUMNS = "do their data have the same columns, categories and classes?"
+
 
 @dataclass
 class Enrolment:
@@ -30,6 +33,8 @@ class Enrolment:
     why_absent: dict[SiloId, str] = field(default_factory=dict)
     fingerprints: dict[SiloId, str] = field(default_factory=dict)
     """First seen in this run, also before a resumption."""
+    schema_digest: str | None = None
+    """Of the run's shared model, once it is known."""
     _tasks: dict[SiloId, "asyncio.Task[None]"] = field(default_factory=dict)
 
     @property
@@ -39,8 +44,8 @@ class Enrolment:
 
     @property
     def pending(self) -> set[SiloId]:
-        """Silos that may yet join."""
-        return set(self.job.silos) - self.joined.keys() - self.declined.keys()
+        """Silos that may yet join, or come back."""
+        return set(self.job.silos) - self.online - self.declined.keys()
 
     def seek(self, silo: SiloId, why: str = "not joined yet") -> None:
         """The silo has to join (again)."""
@@ -105,6 +110,8 @@ class Enrolment:
             return Refused(silo=silo, code="job", reason=f"answers under the name of {reply.silo}")
         if self.fingerprints.get(silo, reply.fingerprint) != reply.fingerprint:
             return Refused(silo=silo, code="data", reason="its data changed since the run began; use --new")
+        if reply.schema_digest != (self.schema_digest or reply.schema_digest):
+            return Refused(silo=silo, code="data", reason=f"{ANOTHER_MODEL}: {SAME_COLUMNS}")
         return reply
 
 
@@ -114,9 +121,8 @@ def check_schema(joined: dict[SiloId, Joined]) -> None:
     for name in names[1:]:
         if joined[name].schema_digest != joined[names[0]].schema_digest:
             raise BadInput(
-                f"{name} builds another shared model than {names[0]} "
-                f"({joined[name].num_shared} against {joined[names[0]].num_shared} shared numbers): "
-                "do their data have the same columns, categories and classes?"
+                f"{name} {ANOTHER_MODEL} than {names[0]} "
+                f"({joined[name].num_shared} against {joined[names[0]].num_shared} shared numbers): {SAME_COLUMNS}"
             )
 
 

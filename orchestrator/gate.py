@@ -8,8 +8,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from orchestrator.core.messages import Update
+from orchestrator.core.metrics import MetricSums, Sums
+from orchestrator.core.vector import Parts
 from orchestrator.job import Job
+from orchestrator.pipeline import packet_flaw
+
+ABSURD = 1e9
+"""No public number of a strategy is larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +46,22 @@ def flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None
         return "stale", f"trained from version {update.version} when asked for {expected.version}"
     if update.model_digest != expected.model_digest:
         return "foreign", "trained from another model of that version"
-    if dict(update.layout) != dict(expected.layout) or len(update.layout) != len(expected.layout):
+    if tuple(update.layout) != tuple(expected.layout.items()):
         return "schema", f"has parts {dict(update.layout)}, expected {dict(expected.layout)}"
-    return _weight_flaw(job, update, expected) or _packet_flaw(update)
+    found = (check(job, update, expected) for check in (_weight_flaw, _number_flaw, _metric_flaw, _packet_flaw))
+    return next((flaw for flaw in found if flaw is not None), None)
+
+
+def initial_flaw(parts: Parts, num_shared: int) -> str | None:
+    """What is wrong with the initial parameters that a silo sent."""
+    known = parts.keys() <= {"params", "buffers"} and "params" in parts
+    if not known or any(part.dtype != np.float32 or part.ndim != 1 for part in parts.values()):
+        return "sent something else than flat float32 parameters"
+    if sum(part.size for part in parts.values()) != num_shared:
+        return f"sent {sum(part.size for part in parts.values())} numbers, declared {num_shared}"
+    if not all(np.isfinite(part).all() for part in parts.values()):
+        return "sent NaN or infinity"
+    return None
 
 
 def _weight_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None:
@@ -50,12 +71,34 @@ def _weight_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str
         return "weight", f"weight {update.weight} does not follow from {update.num_examples} examples"
     if expected.num_examples is not None and update.num_examples != expected.num_examples:
         return "weight", f"claims {update.num_examples} examples, joined with {expected.num_examples}"
+    return None
+
+
+def _number_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None:
+    if update.scalars.keys() != job.strategy.scalars:
+        return "schema", f"has scalars {sorted(update.scalars)}, expected {sorted(job.strategy.scalars)}"
     if not all(math.isfinite(number) for number in update.scalars.values()):
         return "nonfinite", f"scalars {update.scalars}"
+    if not all(0 <= number <= ABSURD for number in update.scalars.values()):
+        return "scalar", f"scalars {update.scalars} are not in [0, {ABSURD:g}]"
+    counts = update.num_examples, update.num_steps, update.packet_bytes
+    if not all(isinstance(number, int) and number >= 0 for number in counts):
+        return "schema", f"counts {counts} are no natural numbers"
+    if not all(math.isfinite(spent) for spent in update.seconds.values()):
+        return "schema", f"seconds {update.seconds}"
     return None
 
 
-def _packet_flaw(update: Update) -> tuple[str, str] | None:
-    if update.packet is not None and any(array.shape != (update.size,) for array in update.packet.values()):
-        return "schema", f"packet arrays must be one-dimensional with {update.size} elements"
-    return None
+def _metric_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None:
+    name = unsound({**update.train_metrics, **update.metrics})
+    return None if name is None else ("metrics", f"{name} is no sum that adds up")
+
+
+def unsound(metrics: MetricSums) -> str | None:
+    """A metric that is no `Sums` of its kind."""
+    return next((name for name, sums in metrics.items() if not (isinstance(sums, Sums) and sums.sound)), None)
+
+
+def _packet_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None:
+    wrong = None if update.packet is None else packet_flaw(job, update.packet, update.size)
+    return None if wrong is None else ("schema", wrong)

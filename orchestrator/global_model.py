@@ -22,6 +22,9 @@ from orchestrator.pipeline import Combined, Fetch, incoming, shares_of
 from orchestrator.privacy.clip import norm_of
 from orchestrator.store import DiskFull, Store
 
+CLOSE_S = 10.0
+"""How long a write may take after the run has ended."""
+
 
 class GlobalModel:
     """State of the job's strategy at one version."""
@@ -99,6 +102,15 @@ class GlobalModel:
         """Wait until the newest version is durable; raises what went wrong."""
         if self._committing is not None:
             await self._committing
+
+    async def close(self) -> None:
+        """Leave no write behind: what is being made durable is waited for, but not for space on the disk."""
+        if self._committing is not None:
+            await asyncio.wait([self._committing], timeout=CLOSE_S)
+            if not self._committing.done():
+                self._committing.cancel()
+            elif not self._committing.cancelled():
+                self._committing.exception()  # the run ends for another reason, which is told
 
     async def _commit(
         self,

@@ -79,6 +79,16 @@ async def incoming(
     return Combined(layout.unpack(out), [math.sqrt(each) for each in folded.squared], folded.seconds)
 
 
+def packet_flaw(job: Job, packet: Packet, size: int) -> str | None:
+    """What is wrong with ``size`` elements of a packet, so that it cannot be decoded."""
+    got = {name: (getattr(array, "dtype", None), np.shape(array)) for name, array in packet.items()}
+    if got != {name: (np.dtype(kind), (size,)) for name, kind in job.codec.arrays.items()}:
+        shown = ", ".join(f"{name}: {dtype}{list(shape)}" for name, (dtype, shape) in got.items()) or "nothing"
+        wanted = ", ".join(f"{name}: {kind.__name__}[{size}]" for name, kind in job.codec.arrays.items())
+        return f"sent {shown[:200]} where {wanted} belongs"
+    return None
+
+
 def shares_of(updates: Sequence[Update]) -> list[float]:
     """Normalised weights."""
     total = math.fsum(update.weight for update in updates)
@@ -104,13 +114,12 @@ class _Folded:
 
     def _row(self, i: int, packet: Packet, size: int) -> Vector:
         update = self.updates[i]
+        wrong = packet_flaw(self.job, packet, size)
+        if wrong is not None:
+            raise UpdateUnfit(update, "schema", wrong)
         row = self.job.codec.decode(
             packet, size, seed_of(self.job.seed, "codec", update.version, update.silo)
         )
-        if row.shape != (size,) or row.dtype != np.float32:
-            raise UpdateUnfit(
-                update, "schema", f"sent {row.dtype}{list(row.shape)} where float32[{size}] belongs"
-            )
         self.squared[i] += squared_norm(row)
         if not math.isfinite(self.squared[i]):
             raise UpdateUnfit(update, "nonfinite", "the update holds NaN, infinity or absurdly large numbers")

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event, Figures, Rewound, RoundClosed, RunOpened, VersionEvaluated
 from orchestrator.core.messages import SiloId
-from orchestrator.core.metrics import MetricSums, larger_is_better, pooled, values
+from orchestrator.core.metrics import (
+    MetricSums,
+    larger_is_better,
+    odd_metric,
+    pooled,
+    usual_shapes,
+    values,
+)
 from orchestrator.job import Stop
 
 
@@ -23,31 +30,40 @@ class Scoreboard:
     """Version -> value of the stop metric."""
 
     def report(self, silo: SiloId, version: int, metrics: MetricSums) -> None:
-        """Take a silo's sums; raises ValueError when they do not add up with the others'."""
+        """Take a silo's sums, unless it has reported on a newer version."""
         if metrics and self.freshest.get(silo, (-1, {}))[0] <= version:
-            pooled([metrics, *(sums for name, (_, sums) in self.freshest.items() if name != silo)])
             self.freshest[silo] = version, metrics
+
+    def odd(self, reports: Sequence[MetricSums]) -> tuple[int, str] | None:
+        """Which of these reports does not add up with most, and in which metric. What silos reported before
+        counts too, so that one silo cannot make the others odd by being the first."""
+        usual = usual_shapes([*(sums for _, (_, sums) in sorted(self.freshest.items())), *reports])
+        found = ((index, odd_metric(report, usual)) for index, report in enumerate(reports))
+        return next(((index, name) for index, name in found if name is not None), None)
 
     def figures(self, version: int) -> Figures:
         """Pooled and per silo; raises `BadInput` if nobody reports the metric that the job names."""
         oldest = version - self.max_staleness
         usable = {s: sums for s, (v, sums) in sorted(self.freshest.items()) if oldest <= v <= version}
+        usual = usual_shapes(usable.values())
+        usable = {silo: sums for silo, sums in usable.items() if odd_metric(sums, usual) is None}
         figures = Figures(
             version=version,
             overall=values(pooled(usable.values())),
             silos={silo: values(sums) for silo, sums in usable.items()},
             missing=sorted(set(self.silos) - usable.keys()),
         )
-        self._check(figures)
+        self._check(figures, set(usual))
         if self.stop.metric in figures.overall:
             self.history[version] = figures.overall[self.stop.metric]
         return figures
 
-    def _check(self, figures: Figures) -> None:
-        if not self.history and figures.overall and self.stop.metric not in figures.overall:
-            known = ", ".join(sorted(figures.overall))
+    def _check(self, figures: Figures, names: set[str]) -> None:
+        """``names`` are those reported: a figure may be undefined for once (one class, NaN), a name may not."""
+        if not self.history and names and self.stop.metric not in names:
+            known = ", ".join(sorted(names))
             raise BadInput(f"stop.metric: no silo reports '{self.stop.metric}'; they report: {known}")
-        if not self.history and not figures.overall and not figures.missing:
+        if not self.history and not names and not figures.missing:
             raise BadInput(f"stop.metric: no silo lets '{self.stop.metric}' out (metrics_out in silo.yaml)")
 
     @property

@@ -32,7 +32,7 @@ class Mlp(_Spec, frozen=True):
 class OwnModel(_Spec, frozen=True):
     """The user's ``nn.Module``, called with ``options``."""
 
-    name: str
+    name: str = Field(json_schema_extra={"pattern": OWN.pattern})
     options: dict[str, Any] = {}
 
     @field_validator("name")
@@ -51,7 +51,7 @@ class Cnn(_Spec, frozen=True):
 class TorchvisionModel(_Spec, frozen=True):
     """A classification model of torchvision by name."""
 
-    name: str
+    name: str = Field(json_schema_extra={"pattern": "^(?!cnn$)[^:]+$"})
     """``resnet18``, ``vit_b_16``, ...: see ``torchvision.models.list_models()``."""
     options: dict[str, Any] = {}
 
@@ -167,7 +167,7 @@ class ImageClassification(_Spec, frozen=True):
 class OwnTask(_Spec, frozen=True):
     """The user's own task class, called as ``Class(data, **options)`` at the silo."""
 
-    name: str
+    name: str = Field(json_schema_extra={"pattern": OWN.pattern})
     dataset: str
     options: dict[str, Any] = {}
 

@@ -34,7 +34,7 @@ from orchestrator.core.messages import (
     Train,
     Update,
 )
-from orchestrator.core.vector import Layout, Packet
+from orchestrator.core.vector import Layout, Packet, Vector
 from orchestrator.core.versions import versions
 from orchestrator.job import Job
 from orchestrator.pipeline import outgoing
@@ -124,6 +124,7 @@ class Silo:
         trainer = self.site.trainer(job)
         self._job, self._trainer, self._outbox = job, trainer, {}
         self._joined = request.run_id, self._describe(job, trainer)
+        self._asked_at = monotonic()
         self._mark("idle", -1, 0, 0)
         return self._joined[1]
 
@@ -165,16 +166,13 @@ class Silo:
         self._cancelled.clear()
         self._make_room(request.keep)
         state = SiloState(self.site.state_folder(request.run_id))
-        vectors = state.before(request.version)
-        order = Order(
-            version=request.version, received=request.model, state=vectors, tick=self._tick(request.version)
-        )
-        trained = trainer.train(order)
+        vectors = state.after(request.counted)
+        trained = trainer.train(self._order(request, vectors))
         fault("silo.trained")
         began = perf_counter()
         kept = Kept(vectors, "codec", sum(part.size for part in trained.parts.values()))
         packet = outgoing(self._job, self.name, request.version, trained.parts, kept)
-        state.save(request.version, vectors)
+        state.save(request.version, vectors, request.counted)
         update = self._update(request, trained, packet, perf_counter() - began)
         with self._lock:
             self._outbox[request.version] = (update, packet)
@@ -230,11 +228,16 @@ class Silo:
         self._cancelled.clear()
         with self._lock:
             self._outbox = {version: self._owned(version) for version in self._outbox}
-        metrics = self.site.release(trainer.evaluate(request.model, self._tick(request.version)))
+        vectors = SiloState(self.site.state_folder(request.run_id)).after(request.counted)
+        metrics = self.site.release(trainer.evaluate(self._order(request, vectors)))
         self._mark("idle", request.version, 0, 0)
         return Evaluated(
             silo=self.name, version=request.version, metrics=metrics, seconds=perf_counter() - began
         )
+
+    def _order(self, request: Train | Evaluate, state: dict[str, Vector]) -> Order:
+        tick = self._tick(request.version)
+        return Order(version=request.version, received=request.model, state=state, tick=tick)
 
     def _tick(self, version: int) -> Any:
         def tick(phase: str, done: int, total: int) -> None:

@@ -1,7 +1,7 @@
 """What a silo keeps between rounds: control variates, private layers. On its own disk, version by version.
 
-State written while training version ``v`` is the input of the next training only: asked for ``v`` again, the
-silo starts from the same state as the first time, and gets the same bits.
+A training starts from the state that the silo's last update that *counted* left behind: asked for a version
+again, it gets the same bits, and an update that was lost, late or refused leaves no trace.
 """
 
 import os
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from orchestrator.core.vector import Vector
 
 KEEP = 3
-"""Versions kept: a driver that resumes goes back by at most two."""
+"""Versions kept of those that count: a driver that resumes goes back by at most two."""
 
 
 class SiloState:
@@ -25,17 +25,18 @@ class SiloState:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def before(self, version: int) -> dict[str, Vector]:
-        """State as it was before version ``version`` was trained: the newest file of an older version."""
-        for older in reversed([v for v in self._versions() if v < version]):
+    def after(self, version: int) -> dict[str, Vector]:
+        """State that training this version left behind; of an older one where that changed nothing."""
+        for older in reversed([v for v in self._versions() if v <= version]):
             try:
                 return dict(safetensors.numpy.load_file(self._path(older)))
             except (OSError, SafetensorError):
                 continue
         return {}
 
-    def save(self, version: int, vectors: MutableMapping[str, Vector]) -> None:
-        """Durable before it returns; the reply leaves afterwards."""
+    def save(self, version: int, vectors: MutableMapping[str, Vector], counted: int) -> None:
+        """Durable before it returns; the reply leaves afterwards. What lies between ``counted`` and ``version``,
+        or after it, is work that never counted."""
         if not vectors:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,8 @@ class SiloState:
             os.fsync(file.fileno())
         temporary.rename(self._path(version))
         _fsync_folder(self.folder)
-        for old in self._versions()[:-KEEP]:
+        stay = {version, *[v for v in self._versions() if v <= counted][-KEEP:]}
+        for old in set(self._versions()) - stay:
             self._path(old).unlink(missing_ok=True)
 
     def forget(self) -> None:

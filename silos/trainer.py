@@ -77,9 +77,10 @@ class TorchTrainer:
     def initial(self) -> Parts:
         return self._first_parts
 
-    def evaluate(self, received: Parts, tick: Tick) -> MetricSums:
-        self.flat.load(self._on_device(received))
-        return self._measure(tick)
+    def evaluate(self, order: Order) -> MetricSums:
+        self.flat.load(self._on_device(order.received))
+        self._restore_private(order.state)
+        return self._measure(order.tick)
 
     def train(self, order: Order) -> Trained:
         began = perf_counter()

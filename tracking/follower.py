@@ -21,6 +21,7 @@ from tracking import publish
 from tracking.history import Tail
 from tracking.mapping import RUN, Mapper, Posts, Rows, Superseded
 from tracking.server import Server, is_lost, is_refusal
+from tracking.views import COLOUR_TAG, colour_of
 
 log = logging.getLogger("tracking")
 
@@ -155,6 +156,7 @@ class Follower:
         if not wanted:
             return
         cursor.run_id, cursor.experiment_id = opened.run_id, server.experiment(experiment_of(opened))
+        server.share_view(cursor.experiment_id, opened.run_id, opened.job.get("stop", {}).get("metric", "loss"))
         found = server.runs(cursor.experiment_id, opened.run_id)
         for run in dict.fromkeys(wanted):
             cursor.runs[run] = found[run][0] if run in found else self._create(server, opened, run)
@@ -162,6 +164,8 @@ class Follower:
 
     def _create(self, server: Server, opened: RunOpened, run: str) -> str:
         tags = {"siloray.run_id": opened.run_id, "mlflow.source.name": "siloray", "mlflow.source.type": "JOB"}
+        silos = list(opened.job.get("silos", ()))
+        tags[COLOUR_TAG] = colour_of(silos.index(run) if run in silos else None)
         if run != RUN:
             tags |= {"siloray.silo": run, "mlflow.parentRunId": self.cursor.runs[RUN]}
         time_ms = round(opened.time * 1000)

@@ -161,7 +161,7 @@ def _log(
         name=f"version-{tags['siloray.version']}",
         run_id=runs[1],
         step=int(tags["siloray.version"]),
-        tags=tags,
+        tags={**tags, "mlflow.source.name": "siloray"},
         pytorch_model=module,
         signature=_signature(module, example),
         input_example=example,

@@ -1,6 +1,6 @@
 """Figures of a run for people: learning curves, who contributed, where the time went, what was sent.
 
-Pure: a history in, matplotlib figures out. Colours are Okabe and Ito's, which the colour-blind can tell apart.
+Pure: a history in, matplotlib figures out. Silos have the colours that they have in MLflow.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tracking.history import History
+from tracking.views import COLOURS, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
-INK, PALE = "#222222", "#D9D9D9"
+PALE = "#D9D9D9"
 MANY = 16
 """Above so many silos single ones are not told apart."""
 PHASES = {"wait": "waiting for silos", "transfer": "transfer", "fold": "fold", "step": "server step"}

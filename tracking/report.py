@@ -172,7 +172,7 @@ def _cell(cell: str) -> str:
 
 
 def _right(cell: str) -> str:
-    return " class=n" if cell[:1].isdigit() or cell.endswith(("before", "after")) else ""
+    return " class=n" if cell[:1].isdigit() or cell.endswith(("before", "after", "rows", "weight")) else ""
 
 
 def _text(value: Any) -> str:

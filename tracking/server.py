@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from tracking import views
 from tracking.mapping import RUN, Rows
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class Server:
             if key not in found.tags:
                 self.client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
+
+    def share_view(self, experiment_id: str, run_id: str, metric: str) -> None:
+        """Arranges the experiment's page for one run (`tracking.views`)."""
+        key = f"{views.TAG}{views.key_of(run_id)}"
+        self.client.set_experiment_tag(experiment_id, key, views.view_of(run_id, metric))
 
     def runs(self, experiment_id: str, run_id: str) -> dict[str, list[str]]:
         """MLflow run ids of a job's run (key ``""``) and of its silos; more than one where a request that seemed

@@ -12,9 +12,13 @@ from urllib.parse import quote
 from tracking.cursor import CURSOR
 from tracking.mapping import RUN
 from tracking.server import ENVIRONMENT, absolute
+from tracking.views import key_of
 
 LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """Without the runner of GenAI evaluation jobs, which is several processes and hundreds of megabytes."""
+
+TRAINING = "workflowType=machine_learning"
+"""MLflow's model-training side: an address without it shows the side last looked at, at first GenAI."""
 
 
 def command(uri: str, port: int, host: str = "127.0.0.1") -> list[str]:
@@ -25,6 +29,7 @@ def command(uri: str, port: int, host: str = "127.0.0.1") -> list[str]:
         *(sys.executable, "-m", "mlflow", "server"),
         *("--backend-store-uri", uri, "--artifacts-destination", str(folder)),
         *("--host", host, "--port", str(port), "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
     ]
 
 
@@ -51,23 +56,18 @@ def wait_until_up(url: str, timeout_s: float = 90.0) -> bool:
 
 def page_of(run_dir: Path, base_url: str) -> str | None:
     """The page of the job's run; None as long as MLflow does not know it."""
-    ids = _ids(run_dir)
-    return ids and f"{base_url.rstrip('/')}/#/experiments/{ids[0]}/runs/{ids[1]}"
+    return _address(run_dir, base_url, "runs/{run}?{view}")
 
 
 def charts_of(run_dir: Path, base_url: str) -> str | None:
-    """The page that draws the job's run and its silos' into the same charts."""
-    ids = _ids(run_dir)
-    if not ids:
-        return None
-    query = quote(f"tags.`siloray.run_id` = '{ids[2]}'")
-    return f"{base_url.rstrip('/')}/#/experiments/{ids[0]}/runs?searchFilter={query}&compareRunsMode=CHART"
+    """The page that draws the job's run and its silos' into the same charts; None as `page_of`."""
+    return _address(run_dir, base_url, "runs?viewStateShareKey={key}&compareRunsMode=CHART&{view}")
 
 
-def _ids(run_dir: Path) -> tuple[str, str, str] | None:
-    """Experiment and run in MLflow, and the run's own id."""
+def _address(run_dir: Path, base_url: str, path: str) -> str | None:
     try:
         cursor = json.loads((run_dir / CURSOR).read_text(encoding="utf-8"))
-        return cursor["experiment_id"], cursor["runs"][RUN], cursor["run_id"]
+        ids = {"run": cursor["runs"][RUN], "key": quote(key_of(cursor["run_id"])), "view": TRAINING}
+        return f"{base_url.rstrip('/')}/#/experiments/{cursor['experiment_id']}/{path.format(**ids)}"
     except (OSError, ValueError, LookupError):
         return None

@@ -1,6 +1,6 @@
 """Codecs that send every element: raw float32 and bfloat16."""
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ class Raw(BaseModel, frozen=True, extra="forbid"):
     linear: ClassVar[bool] = True
     contractive: ClassVar[bool] = True
     bytes_per_element: ClassVar[float] = 4.0
+    arrays: ClassVar[Mapping[str, type[np.generic]]] = {"values": np.float32}
 
     def encode(self, x: Vector, kept: MutableMapping[str, Vector], seed: int) -> Packet:
         return {"values": x}
@@ -35,6 +36,7 @@ class Bf16(BaseModel, frozen=True, extra="forbid"):
     linear: ClassVar[bool] = False
     contractive: ClassVar[bool] = False
     bytes_per_element: ClassVar[float] = 2.0
+    arrays: ClassVar[Mapping[str, type[np.generic]]] = {"values": np.uint16}
 
     def encode(self, x: Vector, kept: MutableMapping[str, Vector], seed: int) -> Packet:
         packed = np.empty(x.size, np.uint16)

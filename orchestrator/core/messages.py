@@ -45,6 +45,9 @@ class Train(Request):
     """The channel's handle of the broadcast parts (`Channel.publish`)."""
     model_digest: str
     """Identity of the version: the same digest again means the same work."""
+    counted: int
+    """Version of the silo's newest update that is in the model or will be; -1: none. The silo's private state goes
+    on from there, so that work which never counted leaves no trace in it."""
     inline: int
     """Send the packet with the reply when it has at most this many elements."""
     keep: tuple[int, ...] = ()
@@ -57,6 +60,8 @@ class Evaluate(Request):
 
     version: int
     model: Any
+    counted: int
+    """As for `Train`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

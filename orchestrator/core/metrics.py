@@ -5,6 +5,7 @@ travel as (sum, count); the area under the ROC curve travels as a histogram of s
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -39,6 +40,19 @@ class Sums:
         return figure if figure is not None and math.isfinite(figure) else None
 
 
+    @property
+    def shape(self) -> tuple[str, int]:
+        """Sums add up with those of the same shape."""
+        return self.kind, len(self.values)
+
+    @property
+    def sound(self) -> bool:
+        """Whether they are sums of their kind at all."""
+        size = len(self.values)
+        fits = size == 2 if self.kind == "mean" else self.kind == "auc" and size > 0 and size % 2 == 0
+        return fits and all(isinstance(value, int | float) for value in self.values)
+
+
 MetricSums = Mapping[str, Sums]
 
 
@@ -49,6 +63,20 @@ def pooled(reports: Iterable[MetricSums]) -> dict[str, Sums]:
         for name, sums in report.items():
             total[name] = total[name] + sums if name in total else sums
     return total
+
+
+def usual_shapes(reports: Iterable[MetricSums]) -> dict[str, tuple[str, int]]:
+    """The shape of each metric in most reports; of those as frequent, the first."""
+    seen: dict[str, Counter[tuple[str, int]]] = {}
+    for report in reports:
+        for name, sums in report.items():
+            seen.setdefault(name, Counter())[sums.shape] += 1
+    return {name: shapes.most_common(1)[0][0] for name, shapes in seen.items()}
+
+
+def odd_metric(report: MetricSums, usual: Mapping[str, tuple[str, int]]) -> str | None:
+    """A metric of this report that does not add up with the usual shape."""
+    return next((name for name, sums in report.items() if sums.shape != usual.get(name, sums.shape)), None)
 
 
 def values(sums: MetricSums) -> dict[str, float]:

@@ -67,6 +67,9 @@ class Report:
 class Strategy(Protocol):
     """One federated algorithm, both halves. Stateless: state is passed in and returned."""
 
+    scalars: ClassVar[frozenset[str]]
+    """Names of the public numbers of a report; none is negative."""
+
     def init(self, model: Parts) -> State:
         """Driver state from the initial model (``params`` and perhaps ``buffers``)."""
         ...
@@ -112,6 +115,8 @@ class Codec(Protocol):
     contractive: ClassVar[bool]
     """Decoding never lengthens the vector."""
     bytes_per_element: ClassVar[float]
+    arrays: ClassVar[Mapping[str, type[np.generic]]]
+    """Names and types of a packet's arrays."""
 
     def encode(self, x: Vector, kept: MutableMapping[str, Vector], seed: int) -> Packet: ...
 

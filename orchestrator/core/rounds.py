@@ -121,7 +121,7 @@ class Rounds:
         """A buffered update was lost with its silo before it was folded; the silo may train again."""
         self.buffer = [each for each in self.buffer if each is not update]
         if self.delivered.get(update.silo) == update.version:
-            del self.delivered[update.silo]
+            self.delivered[update.silo] = update.version - 1
 
     def refuse(self, silo: SiloId, version: int) -> None:
         """The gate refused this silo's update: for that version it counts as absent, and may not try it again."""

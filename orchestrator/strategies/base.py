@@ -1,6 +1,6 @@
 """The halves that the FedAvg family shares; an algorithm overrides what it changes."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +16,7 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
     """Local gradient steps, averaged deltas, a server optimizer. ``buffers`` (batch-norm statistics that the
     job shares) are averaged plainly: they are statistics, not parameters, so no optimizer touches them."""
 
+    scalars: ClassVar[frozenset[str]] = frozenset()
     server: Server = Sgd()
 
     def init(self, model: Parts) -> State:

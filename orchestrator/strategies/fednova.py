@@ -1,6 +1,6 @@
 """FedNova: silos that make different numbers of steps pull with equal strength."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,7 @@ class FedNova(Averaging, frozen=True):
     skew): its factor is capped at ``max_ratio`` times the mean path of the version before.
     """
 
+    scalars: ClassVar[frozenset[str]] = frozenset({"path", "capped"})
     name: Literal["fednova"] = "fednova"
     max_ratio: float = Field(default=8.0, ge=1)
 

@@ -50,7 +50,7 @@ class _Adaptive(BaseModel, ABC, frozen=True, extra="forbid"):
     def apply(self, state: State, delta: Vector) -> State:
         m = self.beta1 * state["m"] + (1 - self.beta1) * delta
         v = self.second_moment(state["v"], delta * delta)
-        step: Vector = m / (np.sqrt(v) + np.float32(self.tau))
+        step: Vector = m / (np.sqrt(v) + np.float32(self.tau))  # type: ignore[assignment]
         return {"params": _moved(state["params"], step, self.lr), "m": m, "v": v}
 
     @abstractmethod

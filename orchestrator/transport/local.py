@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from orchestrator.core.errors import SiloLost
-from orchestrator.core.messages import Fetch, Ping, Reply, Request, SiloId, Stop
+from orchestrator.core.messages import Fetch, Ping, Refused, Reply, Request, SiloId, Stop
 from orchestrator.core.vector import Parts
 
 _AT_ONCE = (Fetch, Ping, Stop)
@@ -46,9 +46,9 @@ class LocalChannel:
             raise SiloLost(silo, "offline")
         handler = self._silos[silo]
         if isinstance(request, _AT_ONCE):
-            return handler.handle(request)
+            return _answer(silo, handler, request)
         loop = asyncio.get_running_loop()
-        reply = await loop.run_in_executor(self._threads[silo], handler.handle, request)
+        reply = await loop.run_in_executor(self._threads[silo], _answer, silo, handler, request)
         if self._silos[silo] is not handler or silo in self.offline:
             raise SiloLost(silo, "its process ended")
         return reply
@@ -61,3 +61,11 @@ class LocalChannel:
         """Wait for nothing: threads end with their work."""
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _answer(silo: SiloId, handler: Handles, request: Request) -> Reply:
+    """What goes wrong in the silo's own code is its answer, as on every channel."""
+    try:
+        return handler.handle(request)
+    except Exception as error:
+        return Refused(silo=silo, code="failed", reason=f"{type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,11 @@ from orchestrator.store import (
 from orchestrator.summary import write_summary
 from orchestrator.transport.ray_channel import RayChannel, as_actor
 
-LIVE_EVENTS = 10_000
-"""Live events that a late watcher can still get; the journal has those that matter."""
+LIVE_EVENTS = 1_000
+"""Events that are not in the journal (progress, launches) that a late watcher can still get."""
+
+
+PASSING = frozenset({"round_opened", "silo_launched", "silo_progress", "update_arrived"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,9 @@ class DriverActor:
 
     def __init__(self, assignment: dict[str, Any]) -> None:
         self.assignment = Assignment(**assignment)
-        self._events: list[dict[str, Any]] = []
-        self._dropped = 0
+        self._events: list[tuple[int, dict[str, Any]]] = []
+        """Cursor and event, the cursor rising."""
+        self._cursor = 0
         self._changed = threading.Condition()
         self._outcome: Outcome | None = None
         self._driver: Driver | None = None
@@ -67,7 +72,8 @@ class DriverActor:
         """Events from cursor ``after`` on, and the next cursor; waits up to ``wait_s`` seconds for the first."""
         with self._changed:
             self._changed.wait_for(lambda: self._cursor > after or self._outcome is not None, wait_s)
-            return self._events[max(0, after - self._dropped) :], self._cursor
+            first = bisect_right(self._events, after, key=lambda entry: entry[0])
+            return [event for _, event in self._events[first:]], self._cursor
 
     def outcome(self) -> Outcome | None:
         """None while the run goes on."""
@@ -80,10 +86,6 @@ class DriverActor:
 
     def pid(self) -> int:
         return os.getpid()
-
-    @property
-    def _cursor(self) -> int:
-        return self._dropped + len(self._events)
 
     def _work(self) -> None:
         try:
@@ -119,17 +121,29 @@ class DriverActor:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "job.json").write_text(json.dumps(job.model_dump(mode="json"), indent=1), encoding="utf-8")
         with self._changed:
-            self._events.extend(read_journal(run_dir / "journal.jsonl")[0])
+            for event in read_journal(run_dir / "journal.jsonl")[0]:
+                self._add(event)
         if self.assignment.tracking_uri:
             _follow(run_dir, self.assignment.tracking_uri)
 
     def _observe(self, event: Event) -> None:
         with self._changed:
-            self._events.append(event.model_dump(mode="json"))
-            if len(self._events) > LIVE_EVENTS:
-                self._dropped += LIVE_EVENTS // 2
-                del self._events[: LIVE_EVENTS // 2]
+            self._add(event.model_dump(mode="json"))
             self._changed.notify_all()
+
+    def _add(self, event: dict[str, Any]) -> None:
+        """Keep the event; of those that the journal does not have, only the latest."""
+        self._cursor += 1
+        self._events.append((self._cursor, event))
+        passing = [entry for entry in self._events if entry[1]["type"] in PASSING] if self._crowded else []
+        if len(passing) > LIVE_EVENTS:
+            old = {cursor for cursor, _ in passing[: -LIVE_EVENTS // 2]}
+            self._events = [entry for entry in self._events if entry[0] not in old]
+
+    @property
+    def _crowded(self) -> bool:
+        """Look for what may go once in a while only."""
+        return self._cursor % LIVE_EVENTS == 0
 
 
 def remote_driver(assignment: Assignment, namespace: str, options: dict[str, Any]) -> Any:

@@ -10,72 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.core.events import EVENT
-from orchestrator.core.messages import SiloId
 from orchestrator.job import Job
-from orchestrator.store import read_journal
-from orchestrator.summary import summarise
-
-LIMIT_S = 120
-
-
-class Running:
-    """One run, followed."""
-
-    def __init__(self, transport: Any, job: Job, silos: Path, runs: Path, **options: Any) -> None:
-        self.transport = transport
-        chosen = {"new": False, "tracking_uri": None, "address": None, **options}
-        self.run = transport.start(
-            job, transport.RunOptions(job_file=silos / "job.yaml", silos_dir=silos, runs_dir=runs, **chosen)
-        )
-        self.seen: list[dict[str, Any]] = []
-        self.cursor = 0
-
-    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The first event, from now on, that satisfies the condition."""
-        end = time.monotonic() + LIMIT_S
-        while time.monotonic() < end:
-            events, self.cursor = self.run.events(self.cursor, 1.0)
-            self.seen += events
-            for event in events:
-                if condition(event):
-                    return event
-            assert self.run.outcome() is None, self.run.outcome()
-        raise AssertionError(f"nothing within {LIMIT_S} s; last: {self.seen[-3:]}")
-
-    def finish(self) -> dict[str, Any]:
-        """The summary, once the run has ended."""
-        end = time.monotonic() + LIMIT_S
-        while self.run.outcome() is None:
-            assert time.monotonic() < end, f"no end within {LIMIT_S} s; last: {self.seen[-3:]}"
-            time.sleep(0.1)
-        self.run.close()
-        return self.summary()
-
-    def summary(self) -> dict[str, Any]:
-        lines, _ = read_journal(self.run.run_dir / "journal.jsonl")
-        return summarise([EVENT.validate_python(line) for line in lines])
-
-    def silo_pid(self, silo: SiloId) -> int:
-        import ray
-
-        actor = ray.get_actor(f"silo-{silo}-{self.run.run_id}", namespace="siloray")
-        return int(ray.get(actor.place.remote())[1])
-
-    def driver_pid(self) -> int:
-        import ray
-
-        return int(ray.get(self.run.actor.pid.remote()))
-
-
-def launched(silo: SiloId, version: int) -> Callable[[dict[str, Any]], bool]:
-    return lambda event: (
-        (event["type"], event.get("silo"), event.get("version")) == ("silo_launched", silo, version)
-    )
-
-
-def closed(version: int) -> Callable[[dict[str, Any]], bool]:
-    return lambda event: (event["type"], event.get("version")) == ("round_closed", version)
+from tests.support.running import Running, launched
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """FLamby's Fed-Heart-Disease, with its own initial weights and order of batches (shared/data/README.md)."""
 
 import csv
+import random
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -44,11 +46,16 @@ def published() -> dict[tuple[str, int], tuple[float, ...]]:
 
 
 class ScheduledTask(TabularTask):
-    """The heart task with FLamby's weights and batches instead of seeded ones."""
+    """The heart task with FLamby's weights and batches instead of seeded ones.
 
-    def __init__(self, data: Any, seed: int) -> None:
+    Every training waits up to ``pause_s`` seconds, as chance has it; that of version ``slow`` waits ``slow_s``.
+    """
+
+    def __init__(
+        self, data: Any, seed: int, pause_s: float = 0.0, slow: int | None = None, slow_s: float = 1.0
+    ) -> None:
         super().__init__(Tabular.model_validate(SPEC), data)
-        self._seed = seed
+        self._seed, self._pause_s, self._slow = seed, pause_s, {slow: slow_s}
 
     def model(self) -> nn.Module:
         model = nn.Linear(13, 1)
@@ -60,6 +67,7 @@ class ScheduledTask(TabularTask):
 
     def train_batches(self, at: At, batch_size: int) -> Iterator[Batch]:
         inputs, labels = self._tensors["train"]
+        time.sleep(self._slow.get(at.version, random.SystemRandom().uniform(0, self._pause_s)))
         for rows in schedule()[f"order_s{self._seed}_site{HOSPITALS.index(at.silo)}"][at.version]:
             chosen = torch.from_numpy(rows[rows != 255].astype(np.int64))
             yield inputs[chosen], labels[chosen]
@@ -79,12 +87,15 @@ RULES: dict[str, tuple[dict[str, Any], float]] = {
 }
 
 
-def job(rule: str, seed: int, lr: float | None = None, **sections: Any) -> dict[str, Any]:
-    """The job document of one published run."""
+def job(
+    rule: str, seed: int, lr: float | None = None, options: dict[str, Any] | None = None, **sections: Any
+) -> dict[str, Any]:
+    """The job document of one published run; ``options`` are the task's."""
     strategy, local_lr = RULES[rule]
+    given = {"seed": seed, **(options or {})}
     return {
         "name": f"flamby-{rule.lower()}-{seed}",
-        "task": {"name": "tests.support.flamby:ScheduledTask", "dataset": "heart", "options": {"seed": seed}},
+        "task": {"name": "tests.support.flamby:ScheduledTask", "dataset": "heart", "options": given},
         "silos": list(HOSPITALS),
         "rounds": {"total": 15, "patience_s": 30, **sections.pop("rounds", {})},
         "strategy": strategy,

@@ -1,0 +1,58 @@
+"""Which jobs are refused, each with a sentence, and which are only warned of."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.legality import refusals, warnings
+from tests.support.quadratic import job_of
+
+ABC = ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "sections, sentence",
+    [
+        ({"required_silos": ["d"]}, "required_silos: d not among the job's silos"),
+        ({"combine": {"weights": {"a": 1, "b": 1}}}, "one number for each silo"),
+        ({"combine": {"weights": {"a": 1, "b": 1, "c": 1, "d": 1}}}, "one number for each silo"),
+        ({"combine": {"weights": {"a": 1, "b": 0, "c": 1}}}, "a weight must be positive"),
+        ({"required_silos": ["a", "b"], "rounds": {"mode": "async", "buffer": 1}}, "cannot hold the 2 required"),
+        ({"shared": ["x*", "y"], "private": ["y"]}, "stands in 'private' as well"),
+        ({"rounds": {"mode": "quorum"}}, "needs 'deadline_s'"),
+        ({"rounds": {"cohort": 2, "buffer": 3}}, "min_updates <= buffer_size <= cohort_size"),
+        ({"rounds": {"cohort": 1}, "required_silos": ["a", "b"]}, "do not fit a cohort of 1"),
+        ({"silos": ["a", "a"]}, "stands twice"),
+        ({"silos": ["global"]}, "is no silo name"),
+        ({"local": {"epochs": 1, "steps": 1}}, "not both"),
+    ],
+)
+def test_refusals(sections: dict[str, Any], sentence: str) -> None:
+    silos = sections.pop("silos", ABC)
+    with pytest.raises(ValidationError) as caught:
+        job_of(silos, **sections)
+    assert sentence in str(caught.value)
+
+
+def test_legal_jobs_have_no_refusal() -> None:
+    for sections in ({}, {"required_silos": ["b"]}, {"combine": {"weights": {"a": 1, "b": 2, "c": 3}}}, {"rounds": {"mode": "async"}, "required_silos": ["a"]}):
+        assert list(refusals(job_of(ABC, **sections))) == []
+
+
+@pytest.mark.parametrize(
+    "sections, word",
+    [
+        ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "async"}}, "older model"),
+        ({"strategy": {"name": "scaffold"}, "local": {"optimizer": {"name": "adam"}}}, "approximation"),
+        ({"strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "AdamW"}}}, "approximation"),
+        ({"strategy": {"name": "fednova"}, "privacy": [{"name": "clip", "max_norm": 1}]}, "public number"),
+    ],
+)
+def test_warnings(sections: dict[str, Any], word: str) -> None:
+    assert any(word in each for each in warnings(job_of(ABC, **sections)))
+
+
+def test_nothing_to_warn_of() -> None:
+    for strategy in ("fedavg", "fedprox", "scaffold", "fednova"):
+        assert list(warnings(job_of(ABC, strategy={"name": strategy}))) == []

@@ -1,0 +1,270 @@
+"""A silo behind its one door: idempotent, fenced, cancellable, answering while it trains."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.core.errors import BadInput
+from orchestrator.core.messages import (
+    Evaluate,
+    Evaluated,
+    Fetch,
+    Initial,
+    Join,
+    Joined,
+    Leave,
+    Piece,
+    Ping,
+    Progress,
+    Refused,
+    Request,
+    Stop,
+    Train,
+    Update,
+)
+from orchestrator.job import Job
+from silos import silo as silo_module
+from silos.silo import Silo
+from silos.site import Order, Trained
+from tests.support.quadratic import PlainSite, QuadraticTrainer, job_of, problems
+
+RUN: dict[str, Any] = {"run_id": "run", "epoch": 1}
+MODEL = {"params": np.ones(5, np.float32)}
+
+
+class Gated(QuadraticTrainer):
+    """Waits in the middle of the training until the test lets it go on."""
+
+    started, go_on = threading.Event(), threading.Event()
+
+    def train(self, order: Order) -> Trained:
+        order.tick("training", 0, 2)
+        self.started.set()
+        assert self.go_on.wait(10)
+        return super().train(order)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> PlainSite:
+    return PlainSite("s0", problems()["s0"], tmp_path)
+
+
+def joined(site: PlainSite, job: Job | None = None) -> Silo:
+    silo = Silo(site)
+    assert isinstance(silo.handle(join(job)), Joined)
+    return silo
+
+
+def join(job: Job | None = None, **header: Any) -> Join:
+    job = job or job_of(["s0", "s1"])
+    return Join(**{**RUN, **header}, job=job.model_dump_json(), job_digest=job.digest)
+
+
+def train(version: int = 0, digest: str = "lineage", **given: Any) -> Train:
+    known = {"attempt": 1, "model": MODEL, "model_digest": digest, "counted": version - 1, "inline": 100, **RUN}
+    return Train(**{"version": version, **known, **given})
+
+
+def trained(silo: Silo, *args: Any, **given: Any) -> Update:
+    reply = silo.handle(train(*args, **given))
+    assert isinstance(reply, Update), reply
+    return reply
+
+
+def code(reply: Any) -> str:
+    assert isinstance(reply, Refused), reply
+    return reply.code
+
+
+def test_joining_describes_the_silo(site: PlainSite) -> None:
+    reply = Silo(site).handle(join())
+    assert isinstance(reply, Joined)
+    assert (reply.silo, reply.num_shared, reply.num_examples["train"], reply.fingerprint) == ("s0", 5, 100, "data of s0")
+
+
+def test_joining_twice_opens_the_data_once(site: PlainSite) -> None:
+    silo = joined(site)
+    first = silo.handle(join())
+    assert silo.handle(join()) == first and len(site.trainers) == 1
+
+
+def test_another_process_is_another_incarnation(site: PlainSite) -> None:
+    assert Silo(site).incarnation != Silo(site).incarnation
+
+
+def test_the_policy_has_the_last_word(site: PlainSite) -> None:
+    site.refusal = "not with us"
+    silo = Silo(site)
+    reply = silo.handle(join())
+    assert code(reply) == "policy" and "not with us" in reply.reason and not site.trainers
+    assert code(silo.handle(train())) == "job"
+
+
+def test_bad_data_is_a_refusal(site: PlainSite) -> None:
+    def fails(*_: Any) -> Any:
+        raise BadInput("data/x.parquet: no column 'age'")
+
+    site.make = fails
+    reply = Silo(site).handle(join())
+    assert code(reply) == "data" and "no column 'age'" in reply.reason
+
+
+def test_a_job_that_does_not_fit_its_digest(site: PlainSite) -> None:
+    job = job_of(["s0", "s1"])
+    reply = Silo(site).handle(Join(**RUN, job=job.model_dump_json(), job_digest="x"))
+    assert code(reply) == "job"
+
+
+@pytest.mark.parametrize(
+    "request_", [train(), Evaluate(**RUN, version=0, model=MODEL, counted=-1), Fetch(**RUN, version=0, start=0, stop=1), Initial(**RUN)]
+)
+def test_first_join(site: PlainSite, request_: Request) -> None:
+    assert code(Silo(site).handle(request_)) == "job"
+
+
+def test_asked_again_it_sends_the_stored_bytes_without_training(site: PlainSite) -> None:
+    silo = joined(site)
+    first = trained(silo)
+    again = trained(silo, attempt=2, epoch=2)
+    assert site.trained == [0]
+    assert again.packet["values"].tobytes() == first.packet["values"].tobytes()
+    assert (again.attempt, again.epoch) == (2, 2), "the answer is to this request"
+
+
+def test_another_model_of_the_version_is_trained_anew(site: PlainSite) -> None:
+    silo = joined(site)
+    trained(silo)
+    trained(silo, digest="another")
+    assert site.trained == [0, 0]
+
+
+def test_another_process_trains_the_same_bits(site: PlainSite) -> None:
+    job = job_of(["s0", "s1"], strategy={"name": "scaffold"})
+    model = {**MODEL, "control": np.full(5, 0.1, np.float32)}
+    packets = []
+    for _ in range(2):
+        silo = joined(site, job)
+        trained(silo, 0, model=model)
+        packets.append(trained(silo, 1, model=model).packet["values"].tobytes())
+    silo = joined(site, job)
+    packets.append(trained(silo, 1, model=model).packet["values"].tobytes())
+    assert packets[0] == packets[1] == packets[2]
+
+
+def test_private_state_goes_on_from_what_counted(site: PlainSite) -> None:
+    """Version 1's update never counted (late, refused, lost): version 2 is trained as if it had not been."""
+    job = job_of(["s0", "s1"], strategy={"name": "scaffold"})
+    model = {**MODEL, "control": np.full(5, 0.1, np.float32)}
+    updates = []
+    for strays in (True, False):
+        site.folder = site.folder / str(strays)
+        silo = joined(site, job)
+        trained(silo, 0, model=model)
+        if strays:
+            trained(silo, 1, model=model)
+        updates.append(trained(silo, 2, model=model, counted=0).packet["values"].tobytes())
+    assert updates[0] == updates[1]
+
+
+def test_large_updates_are_fetched_in_pieces(site: PlainSite) -> None:
+    silo = joined(site)
+    whole = trained(silo).packet["values"]
+    silo = joined(site)
+    assert trained(silo, inline=4).packet is None
+    pieces = [silo.handle(Fetch(**RUN, version=0, start=start, stop=start + 2)) for start in (0, 2, 4)]
+    assert all(isinstance(piece, Piece) for piece in pieces)
+    assert np.concatenate([piece.packet["values"] for piece in pieces]).tobytes() == whole.tobytes()
+    assert code(silo.handle(Fetch(**RUN, version=7, start=0, stop=1))) == "unknown"
+
+
+def test_an_update_not_yet_fetched_survives_the_next_training(site: PlainSite) -> None:
+    silo = joined(site)
+    bits = trained(silo, 0).packet["values"].tobytes()
+    trained(silo, 1, keep=(0,))
+    assert silo.handle(Fetch(**RUN, version=0, start=0, stop=5)).packet["values"].tobytes() == bits
+    trained(silo, 2)
+    assert code(silo.handle(Fetch(**RUN, version=0, start=0, stop=5))) == "unknown"
+
+
+def test_an_update_survives_the_last_evaluation(site: PlainSite) -> None:
+    silo = joined(site)
+    bits = trained(silo, 0).packet["values"].tobytes()
+    reply = silo.handle(Evaluate(**RUN, version=1, model=MODEL, counted=0))
+    assert isinstance(reply, Evaluated) and reply.metrics["loss"].value == pytest.approx(site.problem.loss(MODEL["params"]))
+    assert silo.handle(Fetch(**RUN, version=0, start=0, stop=5)).packet["values"].tobytes() == bits
+
+
+def test_an_older_driver_is_fenced_off(site: PlainSite) -> None:
+    silo = joined(site)
+    trained(silo, epoch=3)
+    for request in (join(epoch=2), train(epoch=2), Stop(run_id="run", epoch=2), Leave(run_id="run", epoch=1, finished=True)):
+        assert code(silo.handle(request)) == "fenced"
+    trained(silo, 1, epoch=3)
+
+
+def test_one_run_at_a_time(site: PlainSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    silo = joined(site)
+    reply = silo.handle(join(run_id="other"))
+    assert code(reply) == "busy" and "run" in reply.reason
+    silo.handle(Leave(**RUN, finished=False))
+    assert isinstance(silo.handle(join(run_id="other")), Joined)
+    assert code(silo.handle(train())) == "job", "the first run has to join again"
+    monkeypatch.setattr(silo_module, "BUSY_S", 0.0)
+    assert isinstance(silo.handle(join(run_id="third")), Joined), "a silent run may be replaced"
+
+
+def test_leaving_keeps_the_state_of_a_run_that_may_go_on(site: PlainSite) -> None:
+    job = job_of(["s0", "s1"], strategy={"name": "scaffold"})
+    model = {**MODEL, "control": np.zeros(5, np.float32)}
+    silo = joined(site, job)
+    trained(silo, 0, model=model)
+    silo.handle(Leave(**RUN, finished=False))
+    assert list(site.state_folder("run").iterdir())
+    silo.handle(join(job))
+    silo.handle(Leave(**RUN, finished=True))
+    assert not site.state_folder("run").exists()
+
+
+@pytest.fixture
+def training(site: PlainSite) -> Iterator[tuple[Silo, list[Any]]]:
+    """A silo in the middle of a training, in another thread; the list gets its reply."""
+    site.make, replies = Gated, []
+    Gated.started.clear()
+    Gated.go_on.clear()
+    silo = joined(site)
+    thread = threading.Thread(target=lambda: replies.append(silo.handle(train())))
+    thread.start()
+    assert Gated.started.wait(10)
+    yield silo, replies
+    Gated.go_on.set()
+    thread.join(10)
+
+
+def test_signs_of_life_while_it_trains(training: tuple[Silo, list[Any]]) -> None:
+    silo, replies = training
+    pong = silo.handle(Ping(**RUN))
+    assert isinstance(pong, Progress) and (pong.phase, pong.version, pong.total_steps) == ("training", 0, 2)
+    assert silo.handle(Ping(**RUN)).marks == pong.marks, "a question is no progress"
+    assert not replies
+
+
+def test_cancelling(training: tuple[Silo, list[Any]], site: PlainSite) -> None:
+    silo, replies = training
+    silo.handle(Stop(**RUN))
+    Gated.go_on.set()
+    for _ in range(1000):
+        if replies:
+            break
+        threading.Event().wait(0.01)
+    assert code(replies[0]) == "cancelled" and site.trained == []
+    trained(silo)
+    assert site.trained == [0], "a later training is not touched by it"
+
+
+def test_initial_parameters(site: PlainSite) -> None:
+    reply = joined(site).handle(Initial(**RUN))
+    assert isinstance(reply, Piece) and reply.packet["params"].tolist() == [0] * 5
