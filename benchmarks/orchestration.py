@@ -8,7 +8,9 @@ same command, (a) the limit: forked processes with shared memory and one in-plac
 
 import argparse
 import asyncio
+import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import limit, measure, ray_fedavg
+from benchmarks import limit, measure
 from orchestrator.core.events import Event, RoundClosed
 from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.core.protocols import LocalRun
@@ -168,37 +170,51 @@ def siloray(num_silos: int, size: int, rounds: int, store: type[Store], folder: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", default=SHAPES)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only-siloray", action="store_true")
+    parser.add_argument("--only-siloray", action="store_true", help="print one shape's figures as JSON")
     options = parser.parse_args()
-    rows = [measured(shape, options.rounds, options.only_siloray) for shape in options.shapes]
+    if options.only_siloray:
+        print(json.dumps(ours(options.shapes[0], options.rounds)))
+        return
+    rows = [measured(shape, options.rounds) for shape in options.shapes]
     print(measure.markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
     if options.json:
         measure.write_json(options.json, {"machine": measure.machine(), "rows": rows})
 
 
-def measured(shape: str, rounds: int, alone: bool) -> dict[str, str]:
+def ours(shape: str, rounds: int) -> dict[str, str]:
+    """Siloray on a Ray of its own, as its own command starts it; first without checkpoints, then with them."""
+    from orchestrator.transport import ray as transport
+
     num_silos, size = measure.parse_shape(shape)
-    row = {"silos x parameters": shape}
-    if not alone:
-        row["(a) limit"] = ms(limit.seconds_per_round(num_silos, size, rounds))
-    with ray_fedavg.local_ray():
-        if not alone:
-            row["(b) plain Ray"] = ms(ray_fedavg.seconds_per_round(num_silos, size, rounds))
-        for title, store in (("Siloray", NoCheckpoints), ("with checkpoints", Store)):
-            with tempfile.TemporaryDirectory() as folder:
-                found = siloray(num_silos, size, rounds, store, Path(folder))
-            row[title] = ms(found.seconds)
-            if title == "Siloray":
-                phases = {name: f"{1e3 * value:.1f}" for name, value in found.phases.items()}
-    row["phases, ms"] = " ".join(f"{name} {value}" for name, value in phases.items())
-    row["load"] = f"{os.getloadavg()[0]:.1f}"
-    return row
+    transport.connect(None, num_silos)
+    row: dict[str, str] = {}
+    for title, store in (("Siloray", NoCheckpoints), ("with checkpoints", Store)):
+        with tempfile.TemporaryDirectory() as folder:
+            found = siloray(num_silos, size, rounds, store, Path(folder))
+        row[title] = ms(found.seconds)
+        if store is NoCheckpoints:
+            phases = " ".join(f"{name} {1e3 * value:.1f}" for name, value in found.phases.items())
+    transport.shutdown()
+    return {**row, "phases, ms": phases}
+
+
+def measured(shape: str, rounds: int) -> dict[str, str]:
+    """A row: the limit, plain Ray, Siloray; each in a process of its own, for Ray reads its settings once."""
+    num_silos, size = measure.parse_shape(shape)
+    row = {"silos x parameters": shape, "(a) limit": ms(limit.seconds_per_round(num_silos, size, rounds))}
+    plain = f"from benchmarks import ray_fedavg as r; print(r.seconds_per_round({num_silos}, {size}, {rounds}))"
+    row["(b) plain Ray"] = ms(json.loads(_printed("-c", plain)))
+    row |= json.loads(_printed("-m", "benchmarks.orchestration", shape, "--rounds", str(rounds), "--only-siloray"))
+    return {**row, "load": f"{os.getloadavg()[0]:.1f}"}
+
+
+def _printed(*arguments: str) -> str:
+    """The last line that a Python process of its own prints."""
+    return measure.run_command([sys.executable, *arguments]).stdout.strip().splitlines()[-1]
 
 
 def ms(seconds: list[float]) -> str:

@@ -301,12 +301,13 @@ class Driver:
 
     def _pause_s(self) -> float:
         longest = min(1.0, self.patience_s / 4) if self._waiting_since is not None else 5.0
-        return max(0.0, min(longest, self.rounds.deadline - self.clock()))
+        left = self.rounds.deadline - self.clock()
+        return min(longest, left) if left > 0 else longest
 
     async def _next(self, timeout_s: float) -> None:
         """Take what has arrived, or return after ``timeout_s`` seconds."""
         try:
-            arrival = await asyncio.wait_for(self._inbox.get(), timeout_s or 0.01)
+            arrival = await asyncio.wait_for(self._inbox.get(), timeout_s)
         except TimeoutError:
             return
         while True:
@@ -364,6 +365,7 @@ class Driver:
 
     def _expected(self, call: Call) -> Expected:
         joined = self.enrolment.joined.get(call.silo)
+        assert isinstance(call.request, Train)
         return Expected(
             silo=call.silo,
             run_id=self.run_id,

@@ -10,6 +10,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.local import Optimizer
 
 _SGD_ARGUMENTS = {"lr", "momentum", "dampening", "weight_decay", "nesterov"}
+_UNFIT = {"lbfgs": "evaluates the loss several times a step", "sparseadam": "needs sparse gradients"}
 
 
 class Steps(Protocol):
@@ -60,6 +61,8 @@ def make_optimizer(spec: Optimizer, parameter: nn.Parameter) -> Steps:
     if spec.name.lower() == "sgd" and spec.arguments.keys() <= _SGD_ARGUMENTS:
         _check_sgd(spec.arguments)
         return FlatSgd(parameter, **spec.arguments)
+    if spec.name.lower() in _UNFIT:
+        raise BadInput(f"local.optimizer.name: '{spec.name}' {_UNFIT[spec.name.lower()]}")
     kinds = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
     kind = kinds.get(spec.name.lower())
     if kind is None or not issubclass(kind, torch.optim.Optimizer) or kind is torch.optim.Optimizer:
@@ -92,6 +95,6 @@ class Momentum:
 
     def next(self, lr: float) -> float:
         """Learning rate times that strength: the step's share of the path."""
-        first = self.held == 0.0
+        first = self.held == 0.0 or not self.rho
         self.held = self.rho * self.held + (1.0 if first else 1.0 - self.dampening)
         return lr * (1.0 + self.rho * self.held if self.nesterov else self.held)

@@ -17,6 +17,7 @@ from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
 from silos.flat_model import FlatModel, private_buffers
 from silos.optimizer import Momentum, make_optimizer
+from silos.precision import LossScale
 from silos.site import Order, Tick, Trained
 from silos.state import Kept
 from silos.tasks.task import At, Batch, Task
@@ -126,16 +127,17 @@ class TorchTrainer:
         for group in optimizer.param_groups:
             group["lr"] = run.lr
         momentum = Momentum(optimizer.param_groups[0])
-        scaler = torch.amp.GradScaler(self.torch_device.type) if local.precision == "fp16" else None
+        scale = LossScale() if local.precision == "fp16" else None
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.torch_device)
         seen, total = 0, self._total_steps()
         self.call.train()
         for batch in self._batches(order.version):
-            grad_at = _Gradient(self, batch, scaler)
+            grad_at = _Gradient(self, batch, scale)
             self._apply(job.strategy.direction(run, grad_at))
-            optimizer.step()
-            run.num_steps += 1
-            run.path += momentum.next(run.lr)
+            if scale is None or scale.accepts(self.flat.gradient):
+                optimizer.step()
+                run.num_steps += 1
+                run.path += momentum.next(run.lr)
             loss_sum += grad_at.loss * len(batch[0])
             seen += len(batch[0])
             order.tick("training", run.num_steps, total)
@@ -219,8 +221,8 @@ class _Gradient:
     """Gradient of one batch's loss at any point of the shared parameters. The result lies in the model's
     gradient vector until the next call."""
 
-    def __init__(self, trainer: TorchTrainer, batch: Batch, scaler: Any) -> None:
-        self._trainer, self._batch, self._scaler = trainer, batch, scaler
+    def __init__(self, trainer: TorchTrainer, batch: Batch, scale: LossScale | None) -> None:
+        self._trainer, self._batch, self._scale = trainer, batch, scale
         self.loss: Tensor = torch.zeros(())
 
     def __call__(self, point: Tensor) -> Tensor:
@@ -238,11 +240,11 @@ class _Gradient:
         trainer.flat.clear_gradient()
         with trainer.autocast():
             loss = trainer.task.loss(trainer.call, self._batch)
-        if self._scaler is None:
+        if self._scale is None:
             loss.backward()
         else:
-            self._scaler.scale(loss).backward()
-            trainer.flat.gradient.div_(self._scaler.get_scale())
+            (loss * self._scale.factor).backward()
+            trainer.flat.gradient.div_(self._scale.factor)
         self.loss = loss.detach()
         return trainer.flat.gradient[: trainer.flat.num_shared]
 

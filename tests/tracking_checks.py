@@ -6,7 +6,8 @@ from pathlib import Path
 
 from orchestrator.journal import read_journal
 from tracking.history import JOURNAL, parse
-from tracking.mapping import RUN, Mapper, Superseded
+from tracking.mapping import Mapper, Superseded
+from tracking.points import RUN
 
 Row = tuple[str, str, int, int, float]
 """Silo (empty: the job's run), metric, step, time in milliseconds, value."""

@@ -61,7 +61,7 @@ class Recorder:
         self.run_dir = run_dir
         self.store = Store(run_dir, keep=3)
         self.longest_s = 0.0
-        """The longest that one append took, without the time when other processes had the processor."""
+        """The longest that one append waited for anything."""
         self.model: dict[str, Any] | None = MODEL
         """None leaves the run without a description of its model, so that no time goes into logging models."""
         self.seed = 0
@@ -113,12 +113,12 @@ class Recorder:
         if version == 3:
             self._append(UpdateRefused(silo="va", version=2, code="nonfinite", reason="NaN in the update"))
             self._append(SiloDown(silo="hungarian", version=2, why="its process ended"))
-        began = _now()
+        began = _waited()
         event = closed(self.job.silos, version, self.seed)
         if version % self.job.tracking.every == 0:
             self.store.pins.add(version)
         self.store.commit(version, self.state(version), _line(event), {})
-        self.longest_s = max(self.longest_s, _now() - began)
+        self.longest_s = max(self.longest_s, _waited() - began)
 
     def close(self, version: int, status: str = "done") -> None:
         if status == "done":
@@ -139,9 +139,9 @@ class Recorder:
         self.store.release()
 
     def _append(self, event: Event, durable: bool = False) -> None:
-        began = _now()
+        began = _waited()
         self.store.append(_line(event), durable)
-        self.longest_s = max(self.longest_s, _now() - began)
+        self.longest_s = max(self.longest_s, _waited() - began)
 
 
 def figures(silos: tuple[str, ...], version: int, seed: int = 0) -> Figures:
@@ -206,10 +206,11 @@ def record(run_dir: Path, total: int = 12, **more: Any) -> Recorder:
     return recorder
 
 
-def _now() -> float:
-    """Seconds by a clock that stands still while this thread is ready to run and another one has its processor."""
-    waited_ns = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
-    return time.perf_counter() - waited_ns / 1e9
+def _waited() -> float:
+    """Seconds by a clock that goes only while this thread waits for something: neither while it computes, nor while
+    it could and another process has its processor, as on a busy machine."""
+    queued_ns = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    return time.perf_counter() - time.thread_time() - queued_ns / 1e9
 
 
 def _line(event: Event) -> dict[str, Any]:

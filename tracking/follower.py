@@ -19,7 +19,8 @@ from orchestrator.journal import JournalDamaged
 from tracking import cursor as cursors
 from tracking import publish
 from tracking.history import Tail
-from tracking.mapping import RUN, Mapper, Posts, Rows, Superseded
+from tracking.mapping import Mapper, Superseded
+from tracking.points import RUN, Posts, Rows
 from tracking.server import Server, is_lost, is_refusal
 from tracking.views import COLOUR_TAG, colour_of
 
@@ -72,6 +73,8 @@ class Follower:
         if self.cursor.void:
             self._discard()
         self._read()
+        if self.cursor.void:
+            return True
         if self._last is not None and self.mapper.opened is not None:
             self._post(self._last, self.mapper.opened)
             return True
@@ -98,19 +101,23 @@ class Follower:
         cursors.save(self.run_dir, self.cursor)
 
     def _read(self) -> None:
-        self._fresh.extend(self._tail.read())
+        try:
+            self._fresh.extend(self._tail.read())
+        except JournalDamaged:  # a crash of the machine may take lines back; damage proper is raised again
+            self._rewind()
+            self._fresh.extend(self._tail.read())
         if self._fresh and not self._replayed:
             self._replay()
-        for _ in range(min(SLICE, len(self._fresh)) if self._last is None else 0):
+        room = SLICE if self._last is None else 0
+        while self._fresh and room and not self.cursor.void:
             self._map(self._fresh.popleft())
+            room -= 1
 
     def _replay(self) -> None:
         self._replayed = True
         posted = [event for event in self._fresh if event.seq <= self.cursor.seq]
         if not posted or (posted[-1].seq, posted[-1].time) != (self.cursor.seq, self.cursor.time):
-            self.cursor.seq = (
-                -1
-            )  # a machine's crash may take lines back that were posted; posting all is harmless
+            self.cursor.seq = -1  # it was another journal; posting all of it again does no harm
             return
         for _ in posted:
             self.mapper.posts(self._fresh.popleft())
@@ -156,7 +163,9 @@ class Follower:
         if not wanted:
             return
         cursor.run_id, cursor.experiment_id = opened.run_id, server.experiment(experiment_of(opened))
-        server.share_view(cursor.experiment_id, opened.run_id, opened.job.get("stop", {}).get("metric", "loss"))
+        server.share_view(
+            cursor.experiment_id, opened.run_id, opened.job.get("stop", {}).get("metric", "loss")
+        )
         found = server.runs(cursor.experiment_id, opened.run_id)
         for run in dict.fromkeys(wanted):
             cursor.runs[run] = found[run][0] if run in found else self._create(server, opened, run)
@@ -197,7 +206,8 @@ def follow(follower: Follower, until: Until, stop: Flag, poll_s: float = POLL_S)
             busy, pause = False, min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, 2 * pause))
         if follower.done or (last_look and not busy and not pause and follower.idle):
             return 0
-        if not busy:
+        in_step = follower.idle and follower.mapper.closed is None and not last_look
+        if not busy or in_step:  # what happens within a second goes into one request
             stop.wait(pause or poll_s)
     return 0
 

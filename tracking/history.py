@@ -16,7 +16,7 @@ from orchestrator.core.events import (
     SiloJoined,
     VersionEvaluated,
 )
-from orchestrator.journal import JournalDamaged, read_journal
+from orchestrator.journal import read_journal
 
 JOURNAL = "journal.jsonl"
 _TYPES = {kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])}
@@ -33,22 +33,16 @@ class Tail:
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / JOURNAL
         self._offset = 0
-        self._seq = -1
 
     def read(self) -> list[Event]:
         """Events since the last call; none without a look into the file where its size did not change.
 
-        Raises JournalDamaged.
+        Raises JournalDamaged, also where lines that were read before are no longer there.
         """
         if self._size() == self._offset:
             return []
-        try:
-            lines, offset = read_journal(self._path, self._offset)
-        except JournalDamaged:  # a torn tail was cut off behind our back; real damage is raised again
-            lines, offset = read_journal(self._path)
-        fresh = [line for line in lines if line["seq"] > self._seq]
-        self._offset, self._seq = offset, fresh[-1]["seq"] if fresh else self._seq
-        return parse(fresh)
+        lines, self._offset = read_journal(self._path, self._offset)
+        return parse(lines)
 
     def _size(self) -> int:
         try:

@@ -97,7 +97,9 @@ def tags_of(opened: RunOpened, ready: ModelReady, made: RoundClosed | None, vers
         "siloray.run_id": opened.run_id,
         "siloray.version": str(version),
         "siloray.job_digest": opened.job_digest,
-        "siloray.contributors": ", ".join(f"{c.silo}: {c.weight:.4g}" for c in made.contributors) if made else "",
+        "siloray.contributors": ", ".join(f"{c.silo}: {c.weight:.4g}" for c in made.contributors)
+        if made
+        else "",
         "siloray.lineage": made.lineage if made else "",
         "siloray.private": f"initial values from the seed: {', '.join(private)}" if private else "",
     }
@@ -115,7 +117,9 @@ def register(server: Server, name: str, model_id: str, run: str) -> None:
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     if model_id not in numbers_of(server, name):
-        tags = {key: value for key, value in client.get_logged_model(model_id).tags.items() if "siloray" in key}
+        tags = {
+            key: value for key, value in client.get_logged_model(model_id).tags.items() if "siloray" in key
+        }
         client.create_model_version(
             name, f"models:/{model_id}", run, tags, model_id=model_id, await_creation_for=0
         )

@@ -7,7 +7,8 @@ from pathlib import Path
 from orchestrator.core.events import RoundClosed
 from tracking import models, weights
 from tracking.cursor import Cursor, save
-from tracking.mapping import RUN, Mapper
+from tracking.mapping import Mapper
+from tracking.points import RUN
 from tracking.server import Server
 
 NONE = "none: "

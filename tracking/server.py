@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from tracking import views
-from tracking.mapping import RUN, Rows
+from tracking.points import RUN, Rows
 
 if TYPE_CHECKING:
     pass

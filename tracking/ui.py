@@ -10,12 +10,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tracking.cursor import CURSOR
-from tracking.mapping import RUN
+from tracking.points import RUN
 from tracking.server import ENVIRONMENT, absolute
 from tracking.views import key_of
 
-LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""Without the runner of GenAI evaluation jobs, which is several processes and hundreds of megabytes."""
+LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+"""Without the runner of GenAI evaluation jobs, which takes hundreds of megabytes, nor its libraries' worries."""
 
 TRAINING = "workflowType=machine_learning"
 """MLflow's model-training side: an address without it shows the side last looked at, at first GenAI."""

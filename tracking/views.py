@@ -35,7 +35,9 @@ def view_of(run_id: str, metric: str) -> str:
         "runsHiddenMode": "FIRST_20_RUNS",
         "hideEmptyCharts": True,
         "isAccordionReordered": True,
-        "compareRunCharts": [_chart(name) for name in dict.fromkeys((metric, "accuracy", "auc", "loss", "train_loss"))],
+        "compareRunCharts": [
+            _chart(name) for name in dict.fromkeys((metric, "accuracy", "auc", "loss", "train_loss"))
+        ],
         "compareRunSections": [_section(name) for name in SECTIONS],
     }
     return json.dumps(state)

@@ -3,13 +3,13 @@
 import difflib
 import json
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.words import some
 from orchestrator.core.errors import BadInput
+from orchestrator.lease import has_driver as has_driver
 
 JOURNAL = "journal.jsonl"
 COMMAND = "command.json"
@@ -66,25 +66,3 @@ def read_command(run_dir: Path) -> dict[str, Any]:
     if not isinstance(command, dict) or not command.keys() >= _NOTED:
         raise BadInput(f"{run_dir / COMMAND}: not what siloray wrote")
     return command
-
-
-def has_driver(run_dir: Path) -> bool:
-    """Whether a driver on this machine holds the run's lock.
-
-    Read from the kernel's list: trying the lock, if only for a moment, could turn away a driver that starts.
-    """
-    try:
-        lease = json.loads((run_dir / "lease.json").read_text(encoding="utf-8"))
-        inode = (run_dir / "lock").stat().st_ino
-        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):
-        return False
-    mine = lease.get("host") == socket.gethostname()
-    return mine and any(_holds(line.split(), lease.get("pid"), inode) for line in locks)
-
-
-def _holds(lock: list[str], pid: int | None, inode: int) -> bool:
-    """``1: FLOCK ADVISORY WRITE 1234 fe:00:5678 0 EOF``."""
-    if len(lock) < 6 or lock[1] != "FLOCK":
-        return False
-    return lock[4] == str(pid) and lock[5].split(":")[-1] == str(inode)

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from orchestrator.core.errors import SiloLost
-from orchestrator.core.messages import Fetch, Ping, Refused, Reply, Request, SiloId, Stop
+from orchestrator.core.messages import Fetch, Ping, Refused, Reply, Request, SiloId, Stop, Update
 from orchestrator.core.vector import Parts
 
 _AT_ONCE = (Fetch, Ping, Stop)
@@ -66,6 +67,13 @@ class LocalChannel:
 def _answer(silo: SiloId, handler: Handles, request: Request) -> Reply:
     """What goes wrong in the silo's own code is its answer, as on every channel."""
     try:
-        return handler.handle(request)
+        return _own(handler.handle(request))
     except Exception as error:
         return Refused(silo=silo, code="failed", reason=f"{type(error).__name__}: {error}")
+
+
+def _own(reply: Reply) -> Reply:
+    """A packet that comes with the reply is the driver's: the silo's memory is written over by its next training."""
+    if isinstance(reply, Update) and reply.packet is not None:
+        return replace(reply, packet={name: np.array(array) for name, array in reply.packet.items()})
+    return reply

@@ -13,13 +13,19 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own default differs between its commands
+# Ray would run silos at low priority, where the tracking follower (lower still) would take a third of their time.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# Small models and updates go with the message instead of through the object store: half the time per call.
+os.environ.setdefault("RAY_max_direct_call_object_size", str(2 << 20))
+os.environ.setdefault("RAY_put_small_object_in_memory_store", "1")
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.driver import Outcome
 from orchestrator.job import Job
+from orchestrator.lease import has_driver
 from orchestrator.store import JournalDamaged, read_journal
 from orchestrator.transport.ray_channel import (
     NAMESPACE,
@@ -33,6 +39,14 @@ from orchestrator.transport.ray_driver import Assignment, remote_driver
 
 ANSWER_S = 60.0
 """A driver that says nothing for so long, and that Ray does not restart, is gone."""
+
+LOOK_S = 2.0
+"""A wait for the driver looks so often whether Ray is still there; Ray itself would wait for a minute."""
+
+ORPHAN_S = 15.0
+"""A driver ends so soon after its Ray was killed."""
+
+_EXIT_CODES = {"done": 0, "stopped": 3, "failed": 4}
 
 
 @dataclass(frozen=True)
@@ -53,48 +67,85 @@ class RunOptions:
 
 @dataclass
 class RayRun:
-    """A run whose driver is a Ray actor."""
+    """A run whose driver is a Ray actor. Once that is gone, what the journal says of its end counts."""
 
     run_id: str
     run_dir: Path
     actor: Any
+    num_opened: int = 0
+    """How often the run had been opened before; an end that the journal has from then is an older one."""
     _outcome: Outcome | None = field(default=None)
 
     def events(self, after: int, wait_s: float) -> tuple[list[dict[str, Any]], int]:
-        events, cursor = self._ask(self.actor.events.remote(after, wait_s))
-        return events, cursor
+        try:
+            events, cursor = self._ask(self.actor.events, after, wait_s)
+            return events, cursor
+        except CannotGoOn:
+            if self._recorded() is None:
+                raise
+            return [], after
 
     def outcome(self) -> Outcome | None:
         if self._outcome is None:
-            self._outcome = self._ask(self.actor.outcome.remote())
+            try:
+                self._outcome = self._ask(self.actor.outcome)
+            except CannotGoOn:
+                self._outcome = self._recorded()
+                if self._outcome is None:
+                    raise
         return self._outcome
 
     def stop(self, now: bool = False) -> None:
-        self._ask(self.actor.stop.remote(now))
+        self._ask(self.actor.stop, now)
 
     def close(self) -> None:
-        """End the driver's process; its run directory has everything."""
+        """Let the driver's process go; its run directory has everything."""
         with suppress(RayError):
-            ray.kill(self.actor)
+            self.actor.leave.remote()
 
-    def _ask(self, reference: Any) -> Any:
-        try:
-            return ray.get(reference, timeout=ANSWER_S)
-        except (RayError, GetTimeoutError) as error:
-            raise CannotGoOn(
-                f"the driver of {self.run_id} does not answer ({type(error).__name__}); "
-                f"'siloray resume {self.run_id}' goes on with the run"
-            ) from None
+    def _recorded(self) -> Outcome | None:
+        """How this run ended, if its directory is on this machine and says so."""
+        turns = _turns(self.run_dir)
+        if not turns or turns[-1]["type"] != "run_closed" or _num_opened(turns) <= self.num_opened:
+            return None
+        status = str(turns[-1]["status"])
+        return Outcome(status, _EXIT_CODES[status], str(turns[-1]["reason"]))
+
+    def _ask(self, method: Any, *arguments: Any) -> Any:
+        """The driver's answer; one that Ray is starting anew is asked again."""
+        until = time.monotonic() + ANSWER_S
+        reference = method.remote(*arguments)
+        while True:
+            try:
+                return ray.get(reference, timeout=LOOK_S)
+            except GetTimeoutError:
+                why = "no answer"
+            except ActorUnavailableError as error:
+                why = type(error).__name__
+                reference = method.remote(*arguments)
+                time.sleep(0.1)
+            except RayError as error:
+                raise self._gone(type(error).__name__) from None
+            if not _listens(ray.get_runtime_context().gcs_address):
+                raise self._gone("its Ray has ended")
+            if time.monotonic() > until:
+                raise self._gone(why)
+
+    def _gone(self, why: str) -> CannotGoOn:
+        go_on = f"'siloray resume {self.run_id}' goes on with the run"
+        return CannotGoOn(f"the driver of {self.run_id} does not answer ({why}); {go_on}")
 
 
 def start(job: Job, options: RunOptions) -> RayRun:
     """Connect to Ray, and start or find the driver of this job's unfinished run, or of a new one."""
     documents = _documents(job, options)
+    run_id = options.run_id or _unfinished(job, options) or _new_id(job)
+    run_dir = options.runs_dir / run_id
+    if options.address is None:
+        _refuse_if_running(run_dir)
     connect(options.address, len(job.silos))
     if documents is None:
         check_nodes(job.silos)
-    run_id = options.run_id or _unfinished(job, options) or _new_id(job)
-    run_dir = options.runs_dir / run_id
     code = [str(options.job_file.parent), os.getcwd()] if documents is not None else []
     assignment = Assignment(
         run_id=run_id,
@@ -108,10 +159,46 @@ def start(job: Job, options: RunOptions) -> RayRun:
     RayChannel(
         run_id, job.silos, documents, code
     )  # silos start while the driver does, and it finds them by name
+    num_opened = _num_opened(_turns(run_dir))
+    _dismiss_finished(run_id)
     actor = remote_driver(assignment, NAMESPACE, _driver_placement())
     note = {"address": ray.get_runtime_context().gcs_address}
     (run_dir / "ray.json").write_text(json.dumps(note), encoding="utf-8")
-    return RayRun(run_id, run_dir, actor)
+    return RayRun(run_id, run_dir, actor, num_opened)
+
+
+def _dismiss_finished(run_id: str) -> None:
+    """A driver that has ended an earlier part of this run, and that nobody has let go, is in the way."""
+    with suppress(ValueError, RayError, GetTimeoutError):
+        actor = ray.get_actor(f"driver-{run_id}", namespace=NAMESPACE)
+        if ray.get(actor.outcome.remote(), timeout=ANSWER_S) is not None:
+            ray.kill(actor)
+
+
+def _turns(run_dir: Path) -> list[dict[str, Any]]:
+    """When the run was opened and closed, as far as its journal is on this machine and can be read."""
+    try:
+        events, _ = read_journal(run_dir / "journal.jsonl")
+    except (OSError, JournalDamaged):
+        return []
+    return [event for event in events if event["type"] in ("run_opened", "run_closed")]
+
+
+def _num_opened(turns: list[dict[str, Any]]) -> int:
+    return sum(turn["type"] == "run_opened" for turn in turns)
+
+
+def _refuse_if_running(run_dir: Path) -> None:
+    """Another command's Ray has the driver of this run; one whose Ray was killed is waited for until it ends."""
+    until = time.monotonic() + ORPHAN_S
+    while has_driver(run_dir):
+        where = _noted_address(run_dir)
+        if time.monotonic() > until or (where is not None and _listens(where)):
+            name = run_dir.name
+            raise CannotGoOn(
+                f"{name} is running: 'siloray watch {name}' shows it, 'siloray stop {name}' ends it"
+            )
+        time.sleep(0.2)
 
 
 def attach(run_dir: Path, address: str | None) -> RayRun:
@@ -174,6 +261,7 @@ def connect(address: str | None, num_silos: int) -> None:
     """Join the cluster at ``address``, or start Ray here: without a dashboard, and with few idle workers."""
     if ray.is_initialized():
         return
+    _hush()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": NAMESPACE}
     if address is not None:
         try:
@@ -190,6 +278,13 @@ def connect(address: str | None, num_silos: int) -> None:
         _temp_dir=os.environ.get("RAY_TMPDIR"),
         **quiet,
     )
+
+
+def _hush() -> None:
+    """Ray tells of its workers' deaths on standard output, amid our own lines; the run tells of them itself."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *_, **__: None
 
 
 def shutdown() -> None:
@@ -221,20 +316,17 @@ def _unfinished(job: Job, options: RunOptions) -> str | None:
     """The newest run of this very job that is not done."""
     if options.new or not options.runs_dir.is_dir():
         return None
-    found = [each.parent for each in options.runs_dir.glob("*/journal.jsonl") if _goes_on(each, job.digest)]
+    journals = options.runs_dir.glob("*/journal.jsonl")
+    found = [each.parent for each in journals if _goes_on(each.parent, job.digest)]
     return max(found, key=lambda run: (run / "journal.jsonl").stat().st_mtime).name if found else None
 
 
-def _goes_on(journal: Path, job_digest: str) -> bool:
-    try:
-        events = read_journal(journal)[0]
-    except (OSError, JournalDamaged):
-        return False
-    opened = [event for event in events if event["type"] == "run_opened"]
-    closed = [event for event in events if event["type"] in ("run_opened", "run_closed")]
+def _goes_on(run_dir: Path, job_digest: str) -> bool:
+    turns = _turns(run_dir)
+    opened = [turn for turn in turns if turn["type"] == "run_opened"]
     if not opened or opened[-1]["job_digest"] != job_digest:
         return False
-    return not (closed[-1]["type"] == "run_closed" and closed[-1]["status"] == "done")
+    return not (turns[-1]["type"] == "run_closed" and turns[-1]["status"] == "done")
 
 
 def _noted_address(run_dir: Path) -> str | None:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event
 from orchestrator.driver import Driver, Outcome
@@ -31,6 +33,9 @@ from orchestrator.store import (
 )
 from orchestrator.summary import write_summary
 from orchestrator.transport.ray_channel import RayChannel, as_actor
+
+LINGER_S = 5.0
+"""A driver whose run has ended stays so long, so that all who watch it hear how."""
 
 LIVE_EVENTS = 1_000
 """Events that are not in the journal (progress, launches) that a late watcher can still get."""
@@ -66,6 +71,8 @@ class DriverActor:
         self._outcome: Outcome | None = None
         self._driver: Driver | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: bool | None = None
+        """What was asked before the driver could hear it: to stop, and whether now."""
         threading.Thread(target=self._work, name="driver", daemon=True).start()
 
     def events(self, after: int, wait_s: float) -> tuple[list[dict[str, Any]], int]:
@@ -81,8 +88,15 @@ class DriverActor:
 
     def stop(self, now: bool = False) -> None:
         """Finish the round, or abandon it."""
-        if self._driver is not None and self._loop is not None and self._outcome is None:
-            self._loop.call_soon_threadsafe(self._driver.request_stop, now)
+        with self._changed:
+            if self._driver is None or self._loop is None:
+                self._stop = now
+            elif self._outcome is None:
+                self._loop.call_soon_threadsafe(self._driver.request_stop, now)
+
+    def leave(self) -> None:
+        """Nobody needs this process any more, or will soon not."""
+        threading.Timer(LINGER_S, _end).start()
 
     def pid(self) -> int:
         return os.getpid()
@@ -110,9 +124,12 @@ class DriverActor:
         )
         store = Store(run_dir, keep=job.keep.newest)
         owner = f"siloray driver of {self.assignment.run_id}"
-        self._driver = Driver(job, channel, store, self.assignment.run_id, self._observe, owner=owner)
-        self._loop = asyncio.get_running_loop()
-        outcome = await self._driver.run()
+        driver = Driver(job, channel, store, self.assignment.run_id, self._observe, owner=owner)
+        with self._changed:
+            self._driver, self._loop = driver, asyncio.get_running_loop()
+            if self._stop is not None:
+                driver.request_stop(self._stop)
+        outcome = await driver.run()
         write_summary(run_dir)
         channel.close()
         return outcome
@@ -146,6 +163,10 @@ class DriverActor:
         return self._cursor % LIVE_EVENTS == 0
 
 
+def _end() -> None:
+    ray.kill(ray.get_runtime_context().current_actor)
+
+
 def remote_driver(assignment: Assignment, namespace: str, options: dict[str, Any]) -> Any:
     """Start the driver of a run, or find it."""
     return (
@@ -157,7 +178,7 @@ def remote_driver(assignment: Assignment, namespace: str, options: dict[str, Any
             get_if_exists=True,
             num_cpus=0,
             max_restarts=-1,
-            max_task_retries=-1,
+            max_task_retries=0,
             **options,
         )
         .remote(asdict(assignment))

@@ -46,7 +46,9 @@ class Page:
 
     async def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression."""
-        answer = await self._send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        answer = await self._send(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         return answer["result"].get("value")
 
     async def wait_for(self, script: str, timeout_s: float = 60.0) -> Any:
@@ -78,8 +80,15 @@ class Page:
 async def browser(width: int = 1500, height: int = 1100) -> AsyncIterator[Page]:
     """Starts Chromium with an own profile, and ends it."""
     with tempfile.TemporaryDirectory(prefix="siloray-chromium-", ignore_cleanup_errors=True) as profile:
-        command = [executable() or "", *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"]
-        process = subprocess.Popen([*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [
+            executable() or "",
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            f"--window-size={width},{height}",
+        ]
+        process = subprocess.Popen(
+            [*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             port = await _port(Path(profile) / "DevToolsActivePort")
             async with aiohttp.ClientSession() as session:

@@ -107,7 +107,7 @@ def posted(recorder: Recorder, uri: str) -> int:
 def check(recorder: Recorder, database: Path) -> None:
     count = check_complete(recorder.run_dir, database, recorder.run_id, recorder.job.silos)
     assert count > 1000
-    assert recorder.longest_s < LONGEST_APPEND_S, f"an append took {1000 * recorder.longest_s:.0f} ms"
+    assert recorder.longest_s < LONGEST_APPEND_S, f"an append waited {1000 * recorder.longest_s:.0f} ms"
 
 
 @pytest.mark.slow
@@ -140,12 +140,14 @@ def test_a_server_that_comes_late_is_killed_and_frozen_gets_every_point_once(
 
 
 @pytest.mark.slow
-def test_a_follower_killed_at_random_moments_leaves_every_point_once(recorder: Recorder, folder: Path) -> None:
+def test_a_follower_killed_at_random_moments_leaves_every_point_once(
+    recorder: Recorder, folder: Path
+) -> None:
     database = folder / "mlflow.db"
     uri, moments, version = f"sqlite:///{database}", random.Random(1), 0
     for _ in range(6):
         follower = start_follower(recorder, uri)
-        until(lambda: database.exists() or follower.poll() is not None)
+        until(database.exists)
         end = time.monotonic() + moments.uniform(3.0, 7.0)
         while time.monotonic() < end:
             version += 1

@@ -82,7 +82,9 @@ class Simulation:
     def _open(self) -> None:
         late = set(self.machine.open(self.silos, self.now))
         version = self.machine.version
-        _require(late == {s for s, (v, _) in self.busy.items() if version - v > self.policy.max_staleness}, "late")
+        _require(
+            late == {s for s, (v, _) in self.busy.items() if version - v > self.policy.max_staleness}, "late"
+        )
         _require(self.policy.required <= self.machine.cohort, "a required silo was not drawn")
         _require(len(self.machine.cohort) == min(self.policy.cohort_size, len(self.silos)), "cohort size")
         self.refused_now.clear()
@@ -107,7 +109,9 @@ class Simulation:
 
     def _close(self) -> bool:
         machine, policy, version = self.machine, self.policy, self.machine.version
-        may_close_early = self.now >= machine.deadline or (not self.busy and not machine.vacancies(self.online))
+        may_close_early = self.now >= machine.deadline or (
+            not self.busy and not machine.vacancies(self.online)
+        )
         updates = machine.close()
         if self.chance.random() < self.world.perished:
             self._perish(self.chance.choice(updates), updates)
@@ -154,7 +158,7 @@ class Simulation:
         elif draw < world.lost + world.refused + world.declined:
             self.machine.declined(silo)
         else:
-            self._deliver(update(silo, version))
+            self._deliver(update(silo, version), first=True)
             if self.chance.random() < world.twice:
                 self._at(self.now + self.chance.uniform(0, 20), lambda: self._deliver(update(silo, version)))
 
@@ -163,7 +167,7 @@ class Simulation:
             del self.busy[silo]
             self.machine.lost(silo)
 
-    def _deliver(self, made: Update) -> None:
+    def _deliver(self, made: Update, first: bool = False) -> None:
         if self.busy.get(made.silo, (-1, 0))[0] == made.version:
             return  # the driver takes an answer from the call in hand only (orchestrator/calls.py)
         key, age = (made.silo, made.version), self.machine.version - made.version
@@ -171,7 +175,7 @@ class Simulation:
             _require(key not in self.settled, "accepted an update twice")
             _require(age <= self.policy.max_staleness, "accepted a stale update")
             self.settled.add(key)
-        elif age <= self.policy.max_staleness:
+        elif first and age <= self.policy.max_staleness:
             since = any(silo == made.silo and version >= made.version for silo, version in self.settled)
             _require(since, "dropped a good update")
 

@@ -34,8 +34,15 @@ shares = st.sampled_from([0.0, 0.05, 0.2])
 
 
 @settings(max_examples=400, deadline=None)
-@given(policies(), st.builds(dict, lost=shares, refused=shares, declined=shares, twice=shares, perished=shares), st.integers(0, 2**20), st.booleans())
-def test_no_promise_is_broken(case: tuple[RoundPolicy, int], faults: dict[str, float], seed: int, gone: bool) -> None:
+@given(
+    policies(),
+    st.builds(dict, lost=shares, refused=shares, declined=shares, twice=shares, perished=shares),
+    st.integers(0, 2**20),
+    st.booleans(),
+)
+def test_no_promise_is_broken(
+    case: tuple[RoundPolicy, int], faults: dict[str, float], seed: int, gone: bool
+) -> None:
     policy, num_silos = case
     world = World(num_silos, **faults, gone=frozenset(["s00"]) if gone else frozenset())
     Simulation(policy, world, seed).run()
@@ -96,8 +103,11 @@ def test_sync_does_not_depend_on_who_is_fast() -> None:
 
 def test_async_keeps_fast_silos_busy() -> None:
     """8 silos, one ten times slower: FedBuff closes many rounds in the time in which sync closes one."""
+
     def seconds_per_update(**numbers: Any) -> float:
-        simulation = Simulation(RoundPolicy(cohort_size=8, **numbers), World(8, slowest=1.0), seed=1, rounds=40)
+        simulation = Simulation(
+            RoundPolicy(cohort_size=8, **numbers), World(8, slowest=1.0), seed=1, rounds=40
+        )
         simulation.pace["s03"] = 10.0
         assert simulation.run() == "done"
         return simulation.now / sum(len(taken) for taken in simulation.trace)

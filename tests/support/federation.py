@@ -23,7 +23,7 @@ from tests.support.quadratic import PlainSite, Quadratic, silo_makers, sites
 Makers = Mapping[str, Callable[[], Handles]]
 
 
-@dataclass
+@dataclass(repr=False)
 class Ended:
     """A run that came to its end."""
 
@@ -113,7 +113,9 @@ def double_counts(history: list[Event]) -> list[tuple[str, int]]:
             rounds[event.version] = event
         elif isinstance(event, events.Rewound):
             rounds = {version: closed for version, closed in rounds.items() if version <= event.version}
-    counted = Counter((each.silo, each.base_version) for closed in rounds.values() for each in closed.contributors)
+    counted = Counter(
+        (each.silo, each.base_version) for closed in rounds.values() for each in closed.contributors
+    )
     return [update for update, times in counted.items() if times > 1]
 
 

@@ -153,7 +153,10 @@ def problems(num_silos: int = 4, size: int = 5, seed: int = 0, **options: Any) -
     for i in range(num_silos):
         basis = np.linalg.qr(rng.normal(size=(size, size)))[0]
         a = basis @ np.diag(rng.uniform(0.5, 3, size)) @ basis.T
-        own = {name: value[i % len(value)] if isinstance(value, tuple) else value for name, value in options.items()}
+        own = {
+            name: value[i % len(value)] if isinstance(value, tuple) else value
+            for name, value in options.items()
+        }
         made[f"s{i}"] = Quadratic(a, rng.normal(size=size) * 2, **{"num_rows": ROWS[i % 4], **own})
     return made
 
@@ -196,7 +199,9 @@ def optimum(problem_of: Mapping[str, Quadratic], weights: Mapping[str, float] | 
     return np.linalg.solve(left, right)
 
 
-def fixed_point(problem_of: Mapping[str, Quadratic], weights: Mapping[str, float] | None = None) -> np.ndarray:
+def fixed_point(
+    problem_of: Mapping[str, Quadratic], weights: Mapping[str, float] | None = None
+) -> np.ndarray:
     """Where weighted means of ``steps`` gradient steps stay: ``(sum w M)^-1 sum w M b``,
     ``M = I - (I - lr A)^steps`` (notes, oracle 2)."""
     weights = weights or shares(problem_of)
@@ -245,8 +250,12 @@ def desk(
             reports[name] = descend(strategy, problem, run)
         names = next(iter(reports.values())).parts
         by_part = {part: (part_weights or {}).get(part, weights) for part in names}
-        mean = {part: sum(by_part[part][name] * reports[name].parts[part] for name in reports) for part in names}
-        info = CohortInfo(len(problem_of), tuple(weights.values()), tuple(dict(r.scalars) for r in reports.values()))
+        mean = {
+            part: sum(by_part[part][name] * reports[name].parts[part] for name in reports) for part in names
+        }
+        info = CohortInfo(
+            len(problem_of), tuple(weights.values()), tuple(dict(r.scalars) for r in reports.values())
+        )
         state = strategy.step(state, mean, info)
         path.append(state["params"])
     return path

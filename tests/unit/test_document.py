@@ -27,7 +27,9 @@ def read(tmp_path: Path, text: str) -> Outer:
     return load(file, Outer)
 
 
-@pytest.mark.parametrize("text, value", [("1e-5", 1e-5), ("1E+3", 1000.0), ("-2e2", -200.0), (".5e-1", 0.05), ("1.5e-05", 1.5e-5)])
+@pytest.mark.parametrize(
+    "text, value", [("1e-5", 1e-5), ("1E+3", 1000.0), ("-2e2", -200.0), (".5e-1", 0.05), ("1.5e-05", 1.5e-5)]
+)
 def test_numbers_with_exponents_are_numbers(tmp_path: Path, text: str, value: float) -> None:
     assert read(tmp_path, f"inner: {{rate: {text}}}").inner.rate == value
 

@@ -28,7 +28,14 @@ def good(job: Job = JOB, **given: Any) -> Any:
 
 def expected(job: Job = JOB, **given: Any) -> Expected:
     layout = {"delta": 3, "control": 3} if job is SCAFFOLD else {"delta": 3}
-    known = {"silo": "a", "run_id": "run", "epoch": 1, "version": 4, "model_digest": "lineage", "layout": layout}
+    known = {
+        "silo": "a",
+        "run_id": "run",
+        "epoch": 1,
+        "version": 4,
+        "model_digest": "lineage",
+        "layout": layout,
+    }
     return Expected(**{**known, "num_examples": 10, **given})
 
 
@@ -72,7 +79,10 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "an odd histogram": ("metrics", {"train_metrics": {"auc": Sums("auc", (1.0, 2.0, 3.0))}}),
     "no arrays": ("schema", {"packet": {}}),
     "another array": ("schema", {"packet": {"delta": np.ones(3, np.float32)}}),
-    "one array too many": ("schema", {"packet": {"values": np.ones(3, np.float32), "more": np.ones(3, np.float32)}}),
+    "one array too many": (
+        "schema",
+        {"packet": {"values": np.ones(3, np.float32), "more": np.ones(3, np.float32)}},
+    ),
     "a shorter array": ("schema", {"packet": {"values": np.ones(2, np.float32)}}),
     "a matrix": ("schema", {"packet": {"values": np.ones((3, 1), np.float32)}}),
     "a scalar array": ("schema", {"packet": {"values": np.float32(1)}}),

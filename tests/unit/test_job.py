@@ -26,7 +26,12 @@ def test_sections_are_the_objects_that_run() -> None:
 
 
 def test_a_job_survives_json() -> None:
-    job = job_of("ab", strategy={"name": "fednova"}, privacy=[{"name": "clip", "max_norm": 2}], combine={"weights": {"a": 1, "b": 2}})
+    job = job_of(
+        "ab",
+        strategy={"name": "fednova"},
+        privacy=[{"name": "clip", "max_norm": 2}],
+        combine={"weights": {"a": 1, "b": 2}},
+    )
     again = Job.model_validate_json(job.model_dump_json())
     assert again == job and again.digest == job.digest
     assert Job.model_validate(json.loads(json.dumps(job.model_dump(mode="json")))).digest == job.digest
@@ -34,7 +39,10 @@ def test_a_job_survives_json() -> None:
 
 def test_the_digest_is_of_the_meaning() -> None:
     plain = job_of("ab")
-    assert job_of("ab", seed=0, strategy={"name": "fedavg", "server": {"name": "sgd", "lr": 1}}).digest == plain.digest
+    assert (
+        job_of("ab", seed=0, strategy={"name": "fedavg", "server": {"name": "sgd", "lr": 1}}).digest
+        == plain.digest
+    )
     assert job_of("ab", rounds={"mode": "sync"}).digest == plain.digest, "defaults are written out"
     others = [job_of("ab", seed=1), job_of("ba"), job_of("ab", codec={"name": "bf16"}), job_of("ab", total=6)]
     assert len({each.digest for each in (plain, *others)}) == 5
@@ -42,7 +50,13 @@ def test_the_digest_is_of_the_meaning() -> None:
 
 def test_another_process_gives_the_same_digest() -> None:
     code = "from tests.support.quadratic import job_of; print(job_of('ab', required_silos=['b', 'a']).digest)"
-    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "77", "PYTHONPATH": "."}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONHASHSEED": "77", "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == job_of("ab", required_silos=["b", "a"]).digest
 
 
@@ -70,13 +84,17 @@ def test_cohorts_are_drawn_by_the_seed() -> None:
     job = job_of(silos, seed=3, rounds={"cohort": 4})
     draws = [job.sample(version, silos, 4) for version in range(200)]
     assert draws == [job.sample(version, silos, 4) for version in range(200)]
-    assert draws != [job_of(silos, seed=4, rounds={"cohort": 4}).sample(version, silos, 4) for version in range(200)]
+    assert draws != [
+        job_of(silos, seed=4, rounds={"cohort": 4}).sample(version, silos, 4) for version in range(200)
+    ]
     assert all(len(draw) == 4 for draw in draws)
     times = [sum(silo in draw for draw in draws) for silo in silos]
-    assert 50 < min(times) and max(times) < 110, "each about 80 times in 200"
+    assert min(times) > 50 and max(times) < 110, "each about 80 times in 200"
 
 
 def test_importing_the_driver_brings_in_neither_ray_nor_mlflow_nor_torch() -> None:
-    code = "import sys, orchestrator.driver; print([m for m in ('ray', 'mlflow', 'torch') if m in sys.modules])"
+    code = (
+        "import sys, orchestrator.driver; print([m for m in ('ray', 'mlflow', 'torch') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

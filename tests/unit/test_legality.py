@@ -18,7 +18,10 @@ ABC = ("a", "b", "c")
         ({"combine": {"weights": {"a": 1, "b": 1}}}, "one number for each silo"),
         ({"combine": {"weights": {"a": 1, "b": 1, "c": 1, "d": 1}}}, "one number for each silo"),
         ({"combine": {"weights": {"a": 1, "b": 0, "c": 1}}}, "a weight must be positive"),
-        ({"required_silos": ["a", "b"], "rounds": {"mode": "async", "buffer": 1}}, "cannot hold the 2 required"),
+        (
+            {"required_silos": ["a", "b"], "rounds": {"mode": "async", "buffer": 1}},
+            "cannot hold the 2 required",
+        ),
         ({"shared": ["x*", "y"], "private": ["y"]}, "stands in 'private' as well"),
         ({"rounds": {"mode": "quorum"}}, "needs 'deadline_s'"),
         ({"rounds": {"cohort": 2, "buffer": 3}}, "min_updates <= buffer_size <= cohort_size"),
@@ -36,7 +39,12 @@ def test_refusals(sections: dict[str, Any], sentence: str) -> None:
 
 
 def test_legal_jobs_have_no_refusal() -> None:
-    for sections in ({}, {"required_silos": ["b"]}, {"combine": {"weights": {"a": 1, "b": 2, "c": 3}}}, {"rounds": {"mode": "async"}, "required_silos": ["a"]}):
+    for sections in (
+        {},
+        {"required_silos": ["b"]},
+        {"combine": {"weights": {"a": 1, "b": 2, "c": 3}}},
+        {"rounds": {"mode": "async"}, "required_silos": ["a"]},
+    ):
         assert list(refusals(job_of(ABC, **sections))) == []
 
 

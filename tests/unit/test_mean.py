@@ -30,9 +30,14 @@ def test_the_sum_is_exact_but_for_one_rounding(seed: int, num_rows: int, size: i
     shares = (np.random.default_rng(seed).dirichlet(np.ones(num_rows))).tolist()
     out = merged(rows, shares)
     for i in range(size):
-        exact = sum(Fraction(share) * Fraction(float(row[i])) for share, row in zip(shares, rows, strict=True))
+        exact = sum(
+            Fraction(share) * Fraction(float(row[i])) for share, row in zip(shares, rows, strict=True)
+        )
         largest = max(abs(share * float(row[i])) for share, row in zip(shares, rows, strict=True))
-        assert abs(float(exact) - float(out[i])) <= np.spacing(np.float32(abs(float(exact)))) / 2 * (1 + 1e-6) + 1e-14 * largest
+        assert (
+            abs(float(exact) - float(out[i]))
+            <= np.spacing(np.float32(abs(float(exact)))) / 2 * (1 + 1e-6) + 1e-14 * largest
+        )
 
 
 @pytest.mark.parametrize("size", [1, _CACHED - 1, _CACHED, _CACHED + 1, 3 * _CACHED + 5])
@@ -41,7 +46,10 @@ def test_the_cut_into_blocks_changes_no_bit(size: int) -> None:
     whole = merged(rows, shares)
     assert not np.isnan(whole).any()
     cut = size // 3
-    first, second = merged([r[:cut] for r in rows], shares) if cut else np.empty(0), merged([r[cut:] for r in rows], shares)
+    first, second = (
+        merged([r[:cut] for r in rows], shares) if cut else np.empty(0),
+        merged([r[cut:] for r in rows], shares),
+    )
     assert np.concatenate([first, second]).astype(np.float32).tobytes() == whole.tobytes()
 
 

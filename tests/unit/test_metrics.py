@@ -57,7 +57,11 @@ def test_auc_counts_ties_as_half(rows: list[tuple[int, bool]]) -> None:
 
 
 def test_what_is_not_defined_is_left_out() -> None:
-    sums = {"empty": Sums("mean", (0.0, 0.0)), "nan": Sums("mean", (math.nan, 3.0)), "one": Sums("mean", (2.0, 4.0))}
+    sums = {
+        "empty": Sums("mean", (0.0, 0.0)),
+        "nan": Sums("mean", (math.nan, 3.0)),
+        "one": Sums("mean", (2.0, 4.0)),
+    }
     assert values(sums) == {"one": 0.5}
     assert Sums("auc", (0.0, 3.0, 0.0, 0.0)).value is None, "one class only"
 

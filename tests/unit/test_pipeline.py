@@ -23,7 +23,9 @@ SILOS = ("a", "b", "c")
 JOB = job_of(SILOS)
 
 
-def made(silo: str, parts: dict[str, np.ndarray], job: Job = JOB, weight: float = 1.0, version: int = 0) -> Update:
+def made(
+    silo: str, parts: dict[str, np.ndarray], job: Job = JOB, weight: float = 1.0, version: int = 0
+) -> Update:
     packet = outgoing(job, silo, version, {name: part.copy() for name, part in parts.items()}, {})
     layout = tuple((name, part.size) for name, part in parts.items())
     return update(silo, version, layout=layout, weight=weight, packet=packet)
@@ -43,16 +45,25 @@ def fold(updates: Sequence[Update], job: Job = JOB, discounts: Sequence[float] |
 
 def test_the_mean_of_the_parts() -> None:
     rows = deltas(10)
-    updates = [made(s, {"delta": r[:6], "control": r[6:]}, weight=w) for s, r, w in zip(SILOS, rows, (1, 2, 5), strict=True)]
+    updates = [
+        made(s, {"delta": r[:6], "control": r[6:]}, weight=w)
+        for s, r, w in zip(SILOS, rows, (1, 2, 5), strict=True)
+    ]
     combined = fold(updates)
     mean = np.average(np.array(rows, np.float64), axis=0, weights=(1, 2, 5))
-    np.testing.assert_allclose(np.concatenate([combined.parts["delta"], combined.parts["control"]]), mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        np.concatenate([combined.parts["delta"], combined.parts["control"]]), mean, rtol=1e-6, atol=1e-7
+    )
     assert combined.norms == pytest.approx([np.linalg.norm(row) for row in rows], rel=1e-6)
 
 
 def test_shares_add_up_to_one() -> None:
-    assert shares_of([update("a", 0, weight=w) for w in (1e-3, 1.0, 1e9)]) == pytest.approx([1e-12, 1e-9, 1 - 1e-9], rel=1e-6)
-    assert math.fsum(shares_of([update("a", 0, weight=w) for w in (0.1, 0.2, 0.3)])) == pytest.approx(1.0, abs=1e-15)
+    assert shares_of([update("a", 0, weight=w) for w in (1e-3, 1.0, 1e9)]) == pytest.approx(
+        [1e-12, 1e-9, 1 - 1e-9], rel=1e-6
+    )
+    assert math.fsum(shares_of([update("a", 0, weight=w) for w in (0.1, 0.2, 0.3)])) == pytest.approx(
+        1.0, abs=1e-15
+    )
 
 
 def test_the_discount_scales_the_vector_and_not_its_weight() -> None:
@@ -64,11 +75,19 @@ def test_the_discount_scales_the_vector_and_not_its_weight() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 300_000), st.integers(1 << 10, 1 << 22), st.sampled_from(["raw", "bf16"]))
+@given(
+    st.integers(1, 5),
+    st.integers(1, 300_000),
+    st.integers(1 << 10, 1 << 22),
+    st.sampled_from(["raw", "bf16"]),
+)
 def test_blocks_change_no_bit(count: int, size: int, block_bytes: int, codec: str) -> None:
     silos = [f"s{i}" for i in range(count)]
     job = job_of(silos, codec={"name": codec})
-    updates = [made(s, {"delta": row}, job, weight=i + 1.0) for i, (s, row) in enumerate(zip(silos, deltas(size, count), strict=True))]
+    updates = [
+        made(s, {"delta": row}, job, weight=i + 1.0)
+        for i, (s, row) in enumerate(zip(silos, deltas(size, count), strict=True))
+    ]
     whole = fold(updates, job)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "BLOCK_BYTES", block_bytes)
@@ -117,13 +136,25 @@ def test_a_norm_above_the_bound_is_refused() -> None:
     job = job_of(SILOS, gate={"max_norm": 2.0})
     rows = [row / np.linalg.norm(row) for row in deltas(50)]
     fold([made(s, {"delta": r * 1.999}, job) for s, r in zip(SILOS, rows, strict=True)], job)
-    with pytest.raises(UpdateUnfit, match="b: norm 2.01"):
-        fold([made(s, {"delta": r * (2.01 if s == "b" else 1)}, job) for s, r in zip(SILOS, rows, strict=True)], job)
+    with pytest.raises(UpdateUnfit, match=r"b: norm 2\.01"):
+        fold(
+            [
+                made(s, {"delta": r * (2.01 if s == "b" else 1)}, job)
+                for s, r in zip(SILOS, rows, strict=True)
+            ],
+            job,
+        )
 
 
 @pytest.mark.parametrize(
     "packet",
-    [{}, {"values": np.ones(4)}, {"values": np.ones(3, np.float32)}, {"other": np.ones(4, np.float32)}, {"values": np.ones(4, np.uint16)}],
+    [
+        {},
+        {"values": np.ones(4)},
+        {"values": np.ones(3, np.float32)},
+        {"other": np.ones(4, np.float32)},
+        {"values": np.ones(4, np.uint16)},
+    ],
     ids=str,
 )
 def test_a_fetched_piece_is_looked_at_too(packet: dict[str, np.ndarray]) -> None:

@@ -22,7 +22,9 @@ def test_seeds_are_those_of_every_release() -> None:
 def test_another_process_draws_the_same() -> None:
     code = "from orchestrator.core.random import rng_of; print(rng_of(1, 'order', 's0', 2).integers(0, 1 << 60, 4).tolist())"
     env = {**os.environ, "PYTHONHASHSEED": "123"}
-    printed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
     assert printed.stdout.strip() == str(rng_of(1, "order", "s0", 2).integers(0, 1 << 60, 4).tolist())
 
 
@@ -32,7 +34,13 @@ def test_a_seed_has_63_bits(seed: int, key: list[int | str]) -> None:
 
 
 def test_parts_of_a_key_do_not_run_together() -> None:
-    seeds = {seed_of(0, "ab", "c"), seed_of(0, "a", "bc"), seed_of(0, "abc"), seed_of(0, "ab", "c", ""), seed_of(1, "ab", "c")}
+    seeds = {
+        seed_of(0, "ab", "c"),
+        seed_of(0, "a", "bc"),
+        seed_of(0, "abc"),
+        seed_of(0, "ab", "c", ""),
+        seed_of(1, "ab", "c"),
+    }
     assert len(seeds) == 5
     assert len({seed_of(seed, v, silo) for seed in range(10) for v in range(20) for silo in "abcde"}) == 1000
 

@@ -18,7 +18,12 @@ def first(version: int, candidates: Sequence[str], size: int) -> Collection[str]
 
 
 def rounds(cohort: int = 4, buffer: int = 4, online: Sequence[str] = ABCD, **numbers: Any) -> Rounds:
-    made = Rounds(RoundPolicy(cohort_size=cohort, buffer_size=buffer, min_updates=numbers.pop("min_updates", buffer), **numbers), first)
+    made = Rounds(
+        RoundPolicy(
+            cohort_size=cohort, buffer_size=buffer, min_updates=numbers.pop("min_updates", buffer), **numbers
+        ),
+        first,
+    )
     made.open(online, 0.0)
     return made
 

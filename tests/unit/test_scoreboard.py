@@ -28,12 +28,21 @@ def with_history(*values: float, **stop: Any) -> Scoreboard:
 
 def closed(version: int, value: float) -> RoundClosed:
     figures = Figures(version=version - 1, overall={"accuracy": value})
-    known = {"contributors": [], "seconds": {}, "bytes_up": 0, "bytes_down": 0, "update_norm": 0, "checkpoint": ""}
+    known = {
+        "contributors": [],
+        "seconds": {},
+        "bytes_up": 0,
+        "bytes_down": 0,
+        "update_norm": 0,
+        "checkpoint": "",
+    }
     return RoundClosed(version=version, evaluated=figures, lineage="", **known)
 
 
 def opened(resumed_from: int) -> RunOpened:
-    return RunOpened(run_id="", name="", job={}, job_digest="", epoch=1, versions={}, resumed_from=resumed_from)
+    return RunOpened(
+        run_id="", name="", job={}, job_digest="", epoch=1, versions={}, resumed_from=resumed_from
+    )
 
 
 def test_figures_are_pooled_over_the_silos_that_reported() -> None:
@@ -41,7 +50,10 @@ def test_figures_are_pooled_over_the_silos_that_reported() -> None:
     made.report("a", 0, right(9, 10))
     made.report("b", 0, right(10, 90))
     figures = made.figures(0)
-    assert figures.overall == {"accuracy": 0.19} and figures.silos == {"a": {"accuracy": 0.9}, "b": {"accuracy": 10 / 90}}
+    assert figures.overall == {"accuracy": 0.19} and figures.silos == {
+        "a": {"accuracy": 0.9},
+        "b": {"accuracy": 10 / 90},
+    }
     assert figures.missing == ["c"] and made.history == {0: 0.19}
 
 
@@ -59,7 +71,9 @@ def test_otherwise_the_freshest_that_is_not_too_stale() -> None:
     made.report("b", 3, right(0, 1))
     made.report("b", 1, right(1, 1))
     assert made.figures(2).overall == {"accuracy": 1.0}, "b's report of version 3 is of the future"
-    assert made.figures(3).silos == {"b": {"accuracy": 0.0}}, "a's is three versions old, b's old one was replaced"
+    assert made.figures(3).silos == {"b": {"accuracy": 0.0}}, (
+        "a's is three versions old, b's old one was replaced"
+    )
 
 
 def test_a_metric_that_no_silo_reports_is_an_error() -> None:
@@ -120,7 +134,15 @@ def test_the_best_version_is_the_earliest_of_the_best(metric: str, best: tuple[i
     assert with_history(0.5, 0.9, 0.9, 0.1, 0.1, metric=metric).best == best
 
 
-@pytest.mark.parametrize("metric, values, reached", [("accuracy", (0.5, 0.8), True), ("accuracy", (0.9, 0.7), False), ("loss", (0.5, 0.7), True), ("loss", (0.5, 0.9), False)])
+@pytest.mark.parametrize(
+    "metric, values, reached",
+    [
+        ("accuracy", (0.5, 0.8), True),
+        ("accuracy", (0.9, 0.7), False),
+        ("loss", (0.5, 0.7), True),
+        ("loss", (0.5, 0.9), False),
+    ],
+)
 def test_the_target_is_for_the_newest_version(metric: str, values: tuple[float, ...], reached: bool) -> None:
     reason = with_history(*values, metric=metric, target=0.75).reason_to_stop()
     assert (reason is not None) == reached
@@ -146,8 +168,17 @@ def test_patience(values: tuple[float, ...], min_delta: float, stops: bool) -> N
 
 def test_replaying_a_journal_restores_the_history() -> None:
     made = board()
-    made.replay([closed(1, 0.1), closed(2, 0.2), closed(3, 0.3), VersionEvaluated(evaluated=Figures(version=3, overall={"accuracy": 0.4}))])
+    made.replay(
+        [
+            closed(1, 0.1),
+            closed(2, 0.2),
+            closed(3, 0.3),
+            VersionEvaluated(evaluated=Figures(version=3, overall={"accuracy": 0.4})),
+        ]
+    )
     assert made.history == {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}
     made = board()
-    made.replay([closed(1, 0.1), closed(2, 0.2), opened(2), closed(3, 0.3), Rewound(version=1), closed(2, 0.25)])
+    made.replay(
+        [closed(1, 0.1), closed(2, 0.2), opened(2), closed(3, 0.3), Rewound(version=1), closed(2, 0.25)]
+    )
     assert made.history == {0: 0.1, 1: 0.25}

@@ -23,7 +23,9 @@ def applied(server: Any, given: list[np.ndarray]) -> list[np.ndarray]:
     for delta in given:
         before = {name: part.copy() for name, part in state.items()}
         new = server.apply(state, delta.copy())
-        assert all(np.array_equal(state[name], before[name]) for name in before), "the old state must stay as it is"
+        assert all(np.array_equal(state[name], before[name]) for name in before), (
+            "the old state must stay as it is"
+        )
         state = {**state, **new}
         path.append(state["params"])
     return path
@@ -46,7 +48,9 @@ def test_fedavgm_is_the_heavy_ball() -> None:
     given, beta = deltas(50), 0.9
     path = [np.zeros(6), *applied(Sgd(lr=0.5, momentum=beta), given)]
     for t in range(1, 50):
-        np.testing.assert_allclose(path[t + 1], path[t] + 0.5 * given[t] + beta * (path[t] - path[t - 1]), atol=1e-12)
+        np.testing.assert_allclose(
+            path[t + 1], path[t] + 0.5 * given[t] + beta * (path[t] - path[t - 1]), atol=1e-12
+        )
 
 
 def test_without_momentum_and_with_rate_one_the_delta_is_added_to_the_bit() -> None:
@@ -92,10 +96,14 @@ def test_a_zero_update_leaves_the_weights(server: Any) -> None:
     zero = np.zeros(4, np.float32)
     state = {"params": np.arange(4, dtype=np.float32), **server.init(zero)}
     moved = server.apply(state, zero.copy())
-    assert moved["params"].tolist() == [0, 1, 2, 3] and all(np.isfinite(part).all() for part in moved.values())
+    assert moved["params"].tolist() == [0, 1, 2, 3] and all(
+        np.isfinite(part).all() for part in moved.values()
+    )
 
 
-@pytest.mark.parametrize("server", [Sgd(momentum=0.9), Sgd(momentum=0.9, nesterov=True), Adagrad(), Adam(), Yogi(), Sgd(lr=0.5)])
+@pytest.mark.parametrize(
+    "server", [Sgd(momentum=0.9), Sgd(momentum=0.9, nesterov=True), Adagrad(), Adam(), Yogi(), Sgd(lr=0.5)]
+)
 def test_everything_stays_float32(server: Any) -> None:
     state = {"params": np.ones(4, np.float32), **server.init(np.ones(4, np.float32))}
     moved = server.apply(state, np.full(4, 0.1, np.float32))

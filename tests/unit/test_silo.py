@@ -65,7 +65,14 @@ def join(job: Job | None = None, **header: Any) -> Join:
 
 
 def train(version: int = 0, digest: str = "lineage", **given: Any) -> Train:
-    known = {"attempt": 1, "model": MODEL, "model_digest": digest, "counted": version - 1, "inline": 100, **RUN}
+    known = {
+        "attempt": 1,
+        "model": MODEL,
+        "model_digest": digest,
+        "counted": version - 1,
+        "inline": 100,
+        **RUN,
+    }
     return Train(**{"version": version, **known, **given})
 
 
@@ -83,7 +90,12 @@ def code(reply: Any) -> str:
 def test_joining_describes_the_silo(site: PlainSite) -> None:
     reply = Silo(site).handle(join())
     assert isinstance(reply, Joined)
-    assert (reply.silo, reply.num_shared, reply.num_examples["train"], reply.fingerprint) == ("s0", 5, 100, "data of s0")
+    assert (reply.silo, reply.num_shared, reply.num_examples["train"], reply.fingerprint) == (
+        "s0",
+        5,
+        100,
+        "data of s0",
+    )
 
 
 def test_joining_twice_opens_the_data_once(site: PlainSite) -> None:
@@ -120,7 +132,13 @@ def test_a_job_that_does_not_fit_its_digest(site: PlainSite) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [train(), Evaluate(**RUN, version=0, model=MODEL, counted=-1), Fetch(**RUN, version=0, start=0, stop=1), Initial(**RUN)]
+    "request_",
+    [
+        train(),
+        Evaluate(**RUN, version=0, model=MODEL, counted=-1),
+        Fetch(**RUN, version=0, start=0, stop=1),
+        Initial(**RUN),
+    ],
 )
 def test_first_join(site: PlainSite, request_: Request) -> None:
     assert code(Silo(site).handle(request_)) == "job"
@@ -194,14 +212,21 @@ def test_an_update_survives_the_last_evaluation(site: PlainSite) -> None:
     silo = joined(site)
     bits = trained(silo, 0).packet["values"].tobytes()
     reply = silo.handle(Evaluate(**RUN, version=1, model=MODEL, counted=0))
-    assert isinstance(reply, Evaluated) and reply.metrics["loss"].value == pytest.approx(site.problem.loss(MODEL["params"]))
+    assert isinstance(reply, Evaluated) and reply.metrics["loss"].value == pytest.approx(
+        site.problem.loss(MODEL["params"])
+    )
     assert silo.handle(Fetch(**RUN, version=0, start=0, stop=5)).packet["values"].tobytes() == bits
 
 
 def test_an_older_driver_is_fenced_off(site: PlainSite) -> None:
     silo = joined(site)
     trained(silo, epoch=3)
-    for request in (join(epoch=2), train(epoch=2), Stop(run_id="run", epoch=2), Leave(run_id="run", epoch=1, finished=True)):
+    for request in (
+        join(epoch=2),
+        train(epoch=2),
+        Stop(run_id="run", epoch=2),
+        Leave(run_id="run", epoch=1, finished=True),
+    ):
         assert code(silo.handle(request)) == "fenced"
     trained(silo, 1, epoch=3)
 

@@ -18,7 +18,10 @@ def value_after(state: SiloState, version: int) -> float | None:
 
 
 def test_what_was_saved_is_read_back_to_the_bit(tmp_path: Path) -> None:
-    state, bits = SiloState(tmp_path / "run"), np.array([0x7F800001, 0x80000000, 1], np.uint32).view(np.float32)
+    state, bits = (
+        SiloState(tmp_path / "run"),
+        np.array([0x7F800001, 0x80000000, 1], np.uint32).view(np.float32),
+    )
     state.save(0, {"x": bits}, -1)
     assert SiloState(tmp_path / "run").after(0)["x"].tobytes() == bits.tobytes()
 
@@ -57,7 +60,9 @@ def test_the_folder_does_not_grow(tmp_path: Path, counts: bool) -> None:
     for version in range(20):
         state.save(version, vectors(version), counted=version - 1 if counts else -1)
         assert len(list(tmp_path.iterdir())) <= KEEP + 1
-    assert [value_after(state, version) for version in (17, 18, 19)] == ([17, 18, 19] if counts else [None, None, 19])
+    assert [value_after(state, version) for version in (17, 18, 19)] == (
+        [17, 18, 19] if counts else [None, None, 19]
+    )
 
 
 def test_a_damaged_file_is_passed_over(tmp_path: Path) -> None:

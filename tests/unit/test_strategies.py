@@ -121,7 +121,10 @@ def test_a_server_optimizer_moves_the_model_and_not_the_buffers() -> None:
     """Batch-norm statistics are averaged plainly, whatever moves the parameters."""
     strategy = FedAvg(server=Adam(lr=0.5))
     state = strategy.init({"params": np.ones(3, np.float32), "buffers": np.full(2, 4.0, np.float32)})
-    assert strategy.layout(state) == {"delta": 3, "buffers": 2} and set(strategy.broadcast(state)) == {"params", "buffers"}
+    assert strategy.layout(state) == {"delta": 3, "buffers": 2} and set(strategy.broadcast(state)) == {
+        "params",
+        "buffers",
+    }
     mean = {"delta": np.zeros(3, np.float32), "buffers": np.array([1.0, -1.0], np.float32)}
     moved = strategy.step(state, mean, CohortInfo(1, (1.0,), ({},)))
     assert moved["buffers"].tolist() == [5.0, 3.0] and moved["params"].tolist() == [1, 1, 1]
@@ -150,7 +153,9 @@ def test_4_its_bias_halves_with_the_rate() -> None:
         bias.append(distance(fixed_point(made, per_step), optimum(made)))
         assert distance(fixed_point(made), optimum(made)) > 0.3
     assert bias[0] / bias[1] == pytest.approx(2, rel=0.05) and bias[1] / bias[2] == pytest.approx(10, rel=0.1)
-    assert distance(nova(problems(steps=STEPS, lr=0.005), 3000), optimum(problems())) == pytest.approx(bias[0], rel=1e-4)
+    assert distance(nova(problems(steps=STEPS, lr=0.005), 3000), optimum(problems())) == pytest.approx(
+        bias[0], rel=1e-4
+    )
 
 
 def test_fednova_evens_out_learning_rates_too() -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from tracking_checks import check_complete, run_count, stored
-from tracking_run import SILOS, Recorder, job
+from tracking_run import Recorder, job
 
+from orchestrator.core.events import SiloDown
 from tracking import cursor as cursors
 from tracking.follower import Follower, driver_lives, follow
-from tracking.mapping import RUN
+from tracking.points import RUN
 from tracking.server import Server, absolute
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -96,7 +97,9 @@ def test_points_arrive_while_the_run_goes_on(recorder: Recorder, database: Path)
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["answer-lost", "question-lost"])
-def test_interrupted_anywhere_every_point_is_there_once(recorder: Recorder, database: Path, done: bool) -> None:
+def test_interrupted_anywhere_every_point_is_there_once(
+    recorder: Recorder, database: Path, done: bool
+) -> None:
     for version in (1, 2, 3):
         recorder.round(version)
     for nth in range(100):
@@ -193,7 +196,29 @@ def test_a_torn_tail_that_is_cut_and_written_anew_is_read(recorder: Recorder, da
     assert check(recorder, database) == len(stored(database, recorder.run_id))
 
 
-def test_the_follower_ends_when_the_driver_is_gone(recorder: Recorder, database: Path, monkeypatch: Any) -> None:
+def test_lines_that_a_crash_of_the_machine_took_back_do_no_harm(recorder: Recorder, database: Path) -> None:
+    recorder.round(1)
+    journal = recorder.run_dir / "journal.jsonl"
+    durable, follower = journal.read_bytes(), new(recorder, database)
+    for _ in range(2):
+        recorder._append(SiloDown(silo="va", version=1, why="a line that will be lost"))
+    while follower.step():
+        pass
+    recorder.release()
+    journal.write_bytes(durable)
+    again = Recorder(recorder.run_dir, recorder.job, recorder.run_id)
+    again.model = None
+    again.open(resumed_from=1)
+    again.round(2)
+    while follower.step():
+        pass
+    check(recorder, database)
+    again.release()
+
+
+def test_the_follower_ends_when_the_driver_is_gone(
+    recorder: Recorder, database: Path, monkeypatch: Any
+) -> None:
     recorder.round(1)
     assert driver_lives(recorder.run_dir)
     child = os.fork()
@@ -224,7 +249,9 @@ def test_damage_is_said_and_not_posted(recorder: Recorder, database: Path) -> No
     assert follow(new(recorder, database), "now", Flag()) == 1
 
 
-def test_the_same_file_whatever_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_file_whatever_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
     assert absolute("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"

@@ -15,7 +15,8 @@ from orchestrator.core.events import (
     VersionEvaluated,
     Waiting,
 )
-from tracking.mapping import MAX_PARAM, RUN, Mapper, Point, Posts, Rows, Superseded, params_of, points, spread
+from tracking.mapping import Mapper, Superseded
+from tracking.points import MAX_PARAM, RUN, Point, Posts, Rows, params_of, points, spread
 
 
 def opened(resumed_from: int | None = None) -> RunOpened:
@@ -105,12 +106,16 @@ def test_silos_use_the_names_of_the_run() -> None:
     posts, _ = mapped(opened(), *(joined(silo) for silo in SILOS), closed(SILOS, 1), closed(SILOS, 2))
     names = {run: {point.key for point in rows.points} for run, rows in posts.items()}
     for silo in SILOS:
-        assert {"accuracy", "loss", "train_loss", "seconds/train", "bytes/up", "round/staleness"} <= names[silo]
+        assert {"accuracy", "loss", "train_loss", "seconds/train", "bytes/up", "round/staleness"} <= names[
+            silo
+        ]
         assert names[silo] - names[RUN] == {"round/weight", "round/steps"}
 
 
 def test_worst_depends_on_the_direction_of_the_metric() -> None:
-    found = spread({"a": {"accuracy": 0.5, "loss": 1.0}, "b": {"accuracy": 0.9, "loss": 3.0}, "c": {"loss": 2.0}})
+    found = spread(
+        {"a": {"accuracy": 0.5, "loss": 1.0}, "b": {"accuracy": 0.9, "loss": 3.0}, "c": {"loss": 2.0}}
+    )
     assert (found["accuracy_worst"], found["loss_worst"]) == (0.5, 3.0)
     assert found["accuracy_spread"] == pytest.approx(0.4)
     assert found["loss_std"] == pytest.approx(math.sqrt(2 / 3))
@@ -153,7 +158,9 @@ def test_the_job_becomes_flat_parameters() -> None:
 
 
 def test_a_round_made_again_alike_adds_nothing() -> None:
-    posts, _ = mapped(opened(), closed(SILOS, 1), closed(SILOS, 2), opened(1), closed(SILOS, 2), closed(SILOS, 3))
+    posts, _ = mapped(
+        opened(), closed(SILOS, 1), closed(SILOS, 2), opened(1), closed(SILOS, 2), closed(SILOS, 3)
+    )
     assert len(places(posts)) == len(set(places(posts)))
     assert {step for _, key, step in places(posts) if key == "bytes/up"} == {1, 2, 3}
 

@@ -126,10 +126,14 @@ def test_models_are_logged_registered_and_load_as_they_were(tmp_path: Path, arch
         assert tags["siloray.job_digest"] == recorder.job.digest
         assert tags["siloray.parameters_digest"] == models.digest_of(recorder.state(7))
         assert tags["siloray.contributors"].startswith("cleveland: 0.4095, hungarian: 0.3539")
-    assert {metric.key: metric.value for metric in logged.metrics}["accuracy"] == pytest.approx(0.7196, abs=0.05)
+    assert {metric.key: metric.value for metric in logged.metrics}["accuracy"] == pytest.approx(
+        0.7196, abs=0.05
+    )
     info = mlflow.models.get_model_info("models:/heart-disease/2")
     assert info.signature.inputs.inputs[0].shape == (-1, len(FEATURES))
-    requirements = Path(mlflow.artifacts.download_artifacts("models:/heart-disease/2/requirements.txt")).read_text()
+    requirements = Path(
+        mlflow.artifacts.download_artifacts("models:/heart-disease/2/requirements.txt")
+    ).read_text()
     assert all(f"{name}==" in requirements for name in models.PACKAGES)
     assert "+" not in requirements
 

@@ -54,7 +54,10 @@ def test_late_updates_get_an_axis(finished: Path) -> None:
     last = late.rounds[6]
     last.contributors[0] = last.contributors[0].model_copy(update={"staleness": 2})
     figure = figures_of(late)["contributions"]
-    assert [axes.get_ylabel() for axes in figure.axes] == ["share of the update", "staleness\n(versions late)"]
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "share of the update",
+        "staleness\n(versions late)",
+    ]
     figure.canvas.draw()
 
 

@@ -1,0 +1,126 @@
+"""Every composition of the slots trains, or is refused with a sentence before anything starts.
+
+The silos agree on one optimum, so that every legal job, synchronous or not, must come nearer to it. The quick
+suite runs a set in which every pair of choices occurs; the slow one runs the whole product.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.job import Job
+from tests.support.federation import double_counts, journal, run_quadratic
+from tests.support.quadratic import Quadratic, job_of, problems
+from tests.support.scratch import scratch
+
+SILOS = ("s0", "s1", "s2")
+SLOTS: dict[str, dict[str, Any]] = {
+    "strategy": {
+        "fedavg": {"name": "fedavg"},
+        "fedprox": {"name": "fedprox", "mu": 0.1},
+        "scaffold": {"name": "scaffold"},
+        "fednova": {"name": "fednova"},
+    },
+    "server": {
+        "sgd": {"name": "sgd"},
+        "momentum": {"name": "sgd", "lr": 0.5, "momentum": 0.5},
+        "nesterov": {"name": "sgd", "lr": 0.5, "momentum": 0.5, "nesterov": True},
+        "adagrad": {"name": "adagrad", "lr": 0.2},
+        "adam": {"name": "adam", "lr": 0.2, "beta2": 0.9},
+        "yogi": {"name": "yogi", "lr": 0.2, "beta2": 0.9},
+    },
+    "codec": {"raw": {"name": "raw"}, "bf16": {"name": "bf16"}},
+    "privacy": {"open": [], "clipped": [{"name": "clip", "max_norm": 1.0}]},
+    "weights": {"examples": "examples", "uniform": "uniform", "given": {"s0": 1, "s1": 5, "s2": 2.5}},
+    "mode": {
+        "sync": {},
+        "over_selected": {},
+        "quorum": {"deadline_s": 5.0},
+        "semi_sync": {},
+        "async": {},
+        "fedasync": {},
+    },
+    "required": {"none": [], "one": ["s1"], "two": ["s0", "s1"]},
+}
+Choice = tuple[str, ...]
+"""One name for each slot."""
+
+
+def problem() -> dict[str, Quadratic]:
+    one = problems()["s0"].b
+    return {silo: replace(problems()[silo], b=one, steps=i + 2) for i, silo in enumerate(SILOS)}
+
+
+def composed(choice: Choice) -> Job:
+    """Raises ValidationError where the job is not legal."""
+    chosen = {slot: SLOTS[slot][name] for slot, name in zip(SLOTS, choice, strict=True)}
+    return job_of(
+        SILOS,
+        total=6,
+        strategy={**chosen["strategy"], "server": chosen["server"]},
+        codec=chosen["codec"],
+        privacy=chosen["privacy"],
+        combine={"weights": chosen["weights"]},
+        rounds={"mode": choice[list(SLOTS).index("mode")], **chosen["mode"]},
+        required_silos=chosen["required"],
+    )
+
+
+def trained_or_refused(choice: Choice) -> str:
+    try:
+        job = composed(choice)
+    except ValidationError as error:
+        sentence = error.errors()[0]["msg"].removeprefix("Value error, ")
+        assert "required silos" in sentence and choice[-1] != "none", (choice, sentence)
+        return "refused"
+    made = problem()
+    with scratch() as folder:
+        ended = run_quadratic(job, made, folder)
+        assert not double_counts(journal(folder)), choice
+    assert ended.outcome.status == "done" and not {code for _, _, code in ended.refusals} - {
+        "stale",
+        "late",
+    }, choice
+    optimum = made["s0"].b
+    assert np.linalg.norm(ended.params - optimum) < 0.98 * np.linalg.norm(optimum), choice
+    required = set(job.required_silos)
+    assert all(required <= set(names) for names in ended.contributors), choice
+    norms = [each.norm for closed in ended.rounds for each in closed.contributors]
+    bound = 1.0 + (2.0**-8 if job.codec.name == "bf16" else 0.0)
+    assert not job.privacy or max(norms) <= bound, choice
+    return "trained"
+
+
+def pairwise() -> Iterator[Choice]:
+    """A few dozen choices in which every pair of names of different slots occurs (greedy, always the same)."""
+    everything = list(product(*SLOTS.values()))
+    missing = {pair for choice in everything for pair in pairs(choice)}
+    while missing:
+        best = max(everything, key=lambda choice: len(missing & pairs(choice)))
+        missing -= pairs(best)
+        yield best
+
+
+def pairs(choice: Choice) -> set[tuple[Any, ...]]:
+    return set(combinations(enumerate(choice), 2))
+
+
+def test_every_pair_of_choices() -> None:
+    outcomes = [trained_or_refused(choice) for choice in pairwise()]
+    print(f"{outcomes.count('trained')} compositions trained, {outcomes.count('refused')} refused")
+    assert outcomes.count("trained") > 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", SLOTS["strategy"])
+@pytest.mark.parametrize("mode", SLOTS["mode"])
+def test_the_whole_product(strategy: str, mode: str) -> None:
+    choices = [each for each in product(*SLOTS.values()) if each[0] == strategy and each[5] == mode]
+    outcomes = [trained_or_refused(choice) for choice in choices]
+    print(f"{strategy}, {mode}: {outcomes.count('trained')} trained, {outcomes.count('refused')} refused")
+    assert outcomes.count("trained") >= len(choices) // 3

@@ -1,0 +1,61 @@
+"""The channels that the contract holds for. To add one: a context manager that opens it, and its name below.
+
+A channel is opened for silos that are described by their ``silo.yaml`` files, as in a real run.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.core.protocols import Channel
+from orchestrator.transport.local import LocalChannel
+from silos.configured_site import ConfiguredSite
+from silos.silo import Silo
+
+HEART = Path(__file__).parents[2] / "examples" / "heart_disease" / "data"
+HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
+
+Documents = Mapping[str, Path]
+"""Silo -> its silo.yaml."""
+Open = Callable[[str, Documents], AbstractContextManager[Channel]]
+"""Opens a channel for a run id and these silos."""
+
+
+@contextmanager
+def local(run_id: str, documents: Documents) -> Iterator[Channel]:
+    channel = LocalChannel(
+        {name: lambda path=path: Silo(ConfiguredSite(path)) for name, path in documents.items()}
+    )
+    try:
+        yield channel
+    finally:
+        channel.close()
+
+
+@pytest.fixture(params=["local"])
+def channel(request: pytest.FixtureRequest) -> Open:
+    """Every test of this folder runs once for each."""
+    return {"local": local}[request.param]
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Documents:
+    """The four hospitals, which allow the tests' tasks."""
+    return write_documents(tmp_path / "silos")
+
+
+def write_documents(folder: Path, **policy: Any) -> dict[str, Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for name in HOSPITALS:
+        dataset = {"path": str(HEART / f"{name}.parquet"), "splits": {"column": "fold"}}
+        rules = {"allow_code": ["tests.support"], **policy}
+        written[name] = folder / f"{name}.yaml"
+        written[name].write_text(
+            yaml.safe_dump({"name": name, "datasets": {"heart": dataset}, "policy": rules})
+        )
+    return written

@@ -1,0 +1,17 @@
+"""Folders in memory where the machine has such a place: tests of behaviour need no disk that syncs for real."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+MEMORY = Path("/dev/shm")
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A new folder, removed at the end."""
+    where = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
+    with TemporaryDirectory(dir=where, prefix="siloray-test-") as folder:
+        yield Path(folder)
