@@ -469,10 +469,11 @@ class Driver:
         return reply.packet
 
     def _pin_best(self) -> int | None:
-        if self.board.best is None:
-            return None
-        self.store.pins = {self.board.best[0]}
-        return self.board.best[0]
+        """Checkpoints that stay: the best version's, and those that tracking logs as models."""
+        logged = set(range(0, self.model.version + 1, self.job.tracking.every))
+        best = self.board.best
+        self.store.pins = logged | ({best[0]} if best else set())
+        return best[0] if best else None
 
     def _decide_end(self) -> None:
         spent, limit = self.clock() - self._began_at, self.job.stop.wall_time_s

@@ -9,7 +9,7 @@ from tracking import models, weights
 from tracking.cursor import Cursor, save
 from tracking.mapping import Mapper
 from tracking.points import RUN
-from tracking.server import Server
+from tracking.server import Server, patiently
 
 NONE = "none: "
 """Begins the cursor's note on a version that could not be logged."""
@@ -23,14 +23,16 @@ def keep(run_dir: Path, mapper: Mapper, cursor: Cursor, event: RoundClosed) -> N
 
 def publish(run_dir: Path, mapper: Mapper, cursor: Cursor, connect: Callable[[], Server]) -> bool:
     """Does the next thing that is due, if any, and notes it in the cursor. Raises what MLflow raises."""
-    due = _due(mapper, cursor)
-    if due:
-        _log(run_dir, mapper, cursor, connect(), due[0])
-    elif mapper.closed is not None and cursor.finished != mapper.closed.seq:
-        _finish(run_dir, mapper, cursor, connect())
-        cursor.finished = mapper.closed.seq
-    else:
+    due, closed = _due(mapper, cursor), mapper.closed
+    if not due and (closed is None or cursor.finished == closed.seq):
         return False
+    server = connect()
+    with patiently():
+        if due:
+            _log(run_dir, mapper, cursor, server, due[0])
+        elif closed is not None:
+            _finish(run_dir, mapper, cursor, server)
+            cursor.finished = closed.seq
     save(run_dir, cursor)
     return True
 

@@ -2,23 +2,20 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from tracking import views
 from tracking.points import RUN, Rows
 
-if TYPE_CHECKING:
-    pass
-
-T = TypeVar("T")
-
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment in MLflow's model-training view; without it 3.x asks, or guesses GenAI."""
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    TIMEOUT: "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",
@@ -45,6 +42,17 @@ def is_lost(error: Exception) -> bool:
 def is_refusal(error: Exception) -> bool:
     """The server answers, and will give the same answer again."""
     return getattr(error, "error_code", "") in REFUSALS
+
+
+@contextmanager
+def patiently() -> Iterator[None]:
+    """Longer requests: a server may take its time over a large model."""
+    usual = os.environ[TIMEOUT]
+    os.environ[TIMEOUT] = "60"  # seconds; mlflow looks at each request
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT] = usual
 
 
 class Server:

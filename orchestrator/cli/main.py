@@ -3,6 +3,7 @@
 Every command is a file of its own that imports Ray, torch and the like only when it runs.
 """
 
+import os
 import sys
 from importlib import metadata
 from typing import Annotated, Any
@@ -83,7 +84,17 @@ def main() -> None:
     """Entry point of ``siloray`` and of ``python -m orchestrator``."""
     try:
         app(prog_name="siloray")
+    except SystemExit as end:
+        _leave_at_once_without_ray(end.code)
+        raise
     except Exception as error:
         sys.exit(unexpected(error))
     finally:
         close_quietly()
+
+
+def _leave_at_once_without_ray(code: Any) -> None:
+    """A Ray that is gone keeps the interpreter from ending."""
+    if getattr(sys.modules.get("orchestrator.transport.ray"), "abandoned", False):
+        close_quietly()
+        os._exit(code if isinstance(code, int) else 0)

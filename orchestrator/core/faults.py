@@ -3,6 +3,9 @@
 ``SILORAY_FAULT=point:nth:action`` fires once, when ``point`` is passed for the ``nth`` time (from 1).
 Actions: ``kill`` (SIGKILL to this process), ``raise`` (FaultInjected), ``enospc`` (the disk is full),
 ``delay`` or ``delay:seconds`` (default 1). The variable is read once, at import.
+
+A process that is killed and started anew would meet the same fault again. ``SILORAY_FAULT_ONCE=path`` names a
+file that the first to fire makes; where it is there, nobody fires.
 """
 
 import errno
@@ -64,7 +67,7 @@ class _Trap:
         """Counts one passage; true at the nth."""
         with self.lock:
             self.left -= 1
-            return self.left == 0
+            return self.left == 0 and _first()
 
     def act(self) -> None:
         if self.action == "kill":
@@ -75,6 +78,17 @@ class _Trap:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.point)
         else:
             time.sleep(self.seconds)
+
+
+def _first() -> bool:
+    path = os.environ.get("SILORAY_FAULT_ONCE")
+    if not path:
+        return True
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 _trap: _Trap | None = None

@@ -46,6 +46,9 @@ LOOK_S = 2.0
 ORPHAN_S = 15.0
 """A driver ends so soon after its Ray was killed."""
 
+abandoned = False
+"""Ray has gone away under this process, which had better end without its clean-up."""
+
 _EXIT_CODES = {"done": 0, "stopped": 3, "failed": 4}
 
 
@@ -288,9 +291,13 @@ def _hush() -> None:
 
 
 def shutdown() -> None:
-    """Leave Ray; one that this process started ends."""
+    """Leave Ray; one that this process started ends. One that is gone would be waited for, half a minute long."""
+    global abandoned
     with suppress(Exception):
-        ray.shutdown()
+        abandoned = not _listens(ray.get_runtime_context().gcs_address)
+    with suppress(Exception):
+        if not abandoned:
+            ray.shutdown()
 
 
 def _documents(job: Job, options: RunOptions) -> dict[str, str] | None:

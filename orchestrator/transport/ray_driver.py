@@ -187,7 +187,7 @@ def remote_driver(assignment: Assignment, namespace: str, options: dict[str, Any
 
 def _follow(run_dir: Path, uri: str) -> None:
     """Start the tracking follower, as nobody's child: it outlives this process until MLflow has everything."""
-    command = [sys.executable, "-m", "tracking", str(run_dir), "--uri", uri, "--until-closed", "--nice"]
+    command = [sys.executable, "-m", "tracking", str(run_dir), "--uri", uri, "--nice"]
     spawn = "import subprocess as s, sys\ns.Popen(sys.argv[2:], start_new_session=True, stderr=open(sys.argv[1], 'a'))"
     log = str(run_dir / "tracking.log")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import BadInput
-from orchestrator.task import ImageClassification, OwnTask, Tabular
+from orchestrator.task import ImageClassification, OwnTask, Tabular, modules
 from silos.config import DatasetConfig
 from silos.data import TableData, open_data
 from silos.image_files import ImageFolder
 from silos.tasks import own
 from silos.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def build(
@@ -38,6 +42,25 @@ def build_on(
         case _:
             made: Task = own.make(spec.name, allow_code, data, **spec.options)
             return made
+
+
+def model_of(spec: Tabular | ImageClassification | OwnTask, input_shape: Sequence[int]) -> "nn.Module":
+    """The job's architecture without any data, for exports; a user's own model is imported here.
+
+    Raises `BadInput` for a task of the user's own: only its class knows its model.
+    """
+    allowed = modules(spec)
+    match spec:
+        case Tabular():
+            from silos.tasks.tabular import tabular_model
+
+            return tabular_model(spec, input_shape[0], tuple(allowed))
+        case ImageClassification():
+            from silos.tasks.image_classification import image_model
+
+            return image_model(spec, input_shape, tuple(allowed))
+        case _:
+            raise BadInput(f"the model of the task '{spec.name}' cannot be built without its data")
 
 
 def _tabular(spec: Tabular, data: TableData | ImageFolder, allow_code: Sequence[str]) -> Task:

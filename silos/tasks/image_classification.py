@@ -118,19 +118,24 @@ class ImageClassificationTask:
         return channels, height, width
 
     def _new_model(self) -> nn.Module:
-        spec, (channels, height, width) = self._spec, self.input_shape
-        match spec.model:
-            case Cnn():
-                return SmallCnn(channels, (height, width), spec.num_classes)
-            case TorchvisionModel():
-                return torchvision_model(spec.model, spec.num_classes, channels)
-            case _:
-                made: nn.Module = own.make(spec.model.name, self._allow_code, **spec.model.options)
-                return made
+        return image_model(self._spec, self.input_shape, self._allow_code)
 
     def _finish(self, split: Split) -> Finish:
         entries = self._spec.transforms.train if split == "train" else self._spec.transforms.test
         return Finish(composed(entries), _per_channel(self._spec.mean), _per_channel(self._spec.std))
+
+
+def image_model(spec: ImageClassification, input_shape: Sequence[int], allow_code: Sequence[str]) -> nn.Module:
+    """A new model for images of ``[channels, height, width]``."""
+    channels, height, width = input_shape
+    match spec.model:
+        case Cnn():
+            return SmallCnn(channels, (height, width), spec.num_classes)
+        case TorchvisionModel():
+            return torchvision_model(spec.model, spec.num_classes, channels)
+        case _:
+            made: nn.Module = own.make(spec.model.name, allow_code, **spec.model.options)
+            return made
 
 
 def _shape(spec: ImageClassification, images: EncodedImages) -> Shape:

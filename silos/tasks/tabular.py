@@ -91,16 +91,7 @@ class TabularTask:
         return functional.cross_entropy(logits, labels, reduction=reduction)
 
     def _new_model(self) -> nn.Module:
-        spec, num_inputs = self._spec.model, len(self.inputs)
-        num_outputs = 1 if self._spec.num_classes == 2 else self._spec.num_classes
-        match spec:
-            case Logistic():
-                return nn.Linear(num_inputs, num_outputs)
-            case Mlp():
-                return mlp(num_inputs, spec.hidden, num_outputs)
-            case _:
-                made: nn.Module = own.make(spec.name, self._allow_code, **spec.options)
-                return made
+        return tabular_model(self._spec, len(self.inputs), self._allow_code)
 
     def _tried(self, model: nn.Module) -> nn.Module:
         spec = self._spec
@@ -168,6 +159,19 @@ def input_names(spec: Tabular) -> tuple[str, ...]:
     numeric = [name for name in spec.features if name not in spec.categories]
     categorical = [name for name in spec.features if name in spec.categories]
     return (*numeric, *(f"{name}={level}" for name in categorical for level in spec.categories[name][1:]))
+
+
+def tabular_model(spec: Tabular, num_inputs: int, allow_code: Sequence[str]) -> nn.Module:
+    """A new model; one output for two classes."""
+    num_outputs = 1 if spec.num_classes == 2 else spec.num_classes
+    match spec.model:
+        case Logistic():
+            return nn.Linear(num_inputs, num_outputs)
+        case Mlp():
+            return mlp(num_inputs, spec.model.hidden, num_outputs)
+        case _:
+            made: nn.Module = own.make(spec.model.name, allow_code, **spec.model.options)
+            return made
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Module:

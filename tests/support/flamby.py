@@ -5,7 +5,6 @@ import random
 import time
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from torch import nn
 from orchestrator.task import Tabular
 from silos.tasks.tabular import TabularTask
 from silos.tasks.task import At, Batch
+from tests.support.shared_data import folder
 
-SHARED = Path("/work/shared/data/heart_disease")
+SHARED = folder("heart_disease")
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 SEEDS = (42, 43, 44, 45, 46)
 NUMERIC = ("age", "sex", "trestbps", "chol", "fbs", "thalach", "exang", "oldpeak")

@@ -104,3 +104,15 @@ def test_the_registry_is_complete() -> None:
     ]
     used = {point for source in sources for point in re.findall(r'\bfault\("([^"]*)"\)', source)}
     assert used <= set(FAULT_POINTS)
+
+
+def test_a_fault_that_may_fire_once_spares_the_process_that_comes_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SILORAY_FAULT_ONCE", str(tmp_path / "fired"))
+    arm("round.opened:1:raise")
+    with pytest.raises(FaultInjected):
+        fault("round.opened")
+    assert (tmp_path / "fired").is_file()
+    arm("round.opened:1:raise")
+    fault("round.opened")

@@ -1,0 +1,261 @@
+"""The real command, killed and interrupted: the same command goes on with the same run, to the same bits.
+
+Every command here is a process of its own with a Ray of its own, as a person would start it.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.core.events import EVENT
+from orchestrator.core.faults import FAULT_POINTS
+from orchestrator.journal import read_journal
+from tests.integration.conftest import write_silos
+from tests.support.commands import Command, gone
+from tests.support.federation import double_counts
+
+pytestmark = pytest.mark.slow
+
+TOTAL = 6
+HELPERS_S = 100.0
+"""Two helpers of a killed Ray look for its head for a minute before they end."""
+
+Start = Callable[..., Command]
+
+
+class Place:
+    """A folder with the heart federation, in which commands are given."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        self.folder = folder
+        write_silos(folder / "silos")
+        self.write_job(**sections)
+        self.commands: list[Command] = []
+
+    def write_job(self, total: int = TOTAL, pause_s: float = 0.03) -> None:
+        document = {
+            "name": "slow-heart",
+            "task": {
+                "name": "tests.support.slow_task:SlowTask",
+                "dataset": "heart",
+                "options": {"pause_s": pause_s},
+            },
+            "silos": ["cleveland", "hungarian", "switzerland", "va"],
+            "rounds": {"total": total, "patience_s": 20},
+            "local": {"steps": 12, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.03}},
+            "stop": {"metric": "accuracy"},
+        }
+        (self.folder / "job.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+
+    def give(self, *arguments: str, **environ: str) -> Command:
+        command = Command(*arguments, cwd=self.folder, environ=environ)
+        self.commands.append(command)
+        return command
+
+    def run(self, *more: str, **environ: str) -> Command:
+        return self.give("run", "job.yaml", "--runs-dir", "runs", "--no-track", *more, **environ)
+
+    def beside(self, name: str, *more: str) -> Command:
+        """Another command about the last run."""
+        return self.give(name, "last", "--runs-dir", "runs", *more)
+
+    @property
+    def run_dir(self) -> Path:
+        """That of the only run."""
+        (found,) = (self.folder / "runs").iterdir()
+        return found
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text(encoding="utf-8"))
+        return summary
+
+    def check(self, digest: str, total: int = TOTAL) -> None:
+        """One run, done, each version made durable once, no update counted twice, the undisturbed bits."""
+        summary = self.summary
+        assert summary["status"] == "done" and summary["parameters_digest"] == digest
+        lines, _ = read_journal(self.run_dir / "journal.jsonl")
+        closed = [line["version"] for line in lines if line["type"] == "round_closed"]
+        assert closed == list(range(1, total + 1))
+        assert double_counts([EVENT.validate_python(line) for line in lines]) == []
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    for command in made.commands:
+        command.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of the job that nobody disturbs."""
+    made = Place(tmp_path_factory.mktemp("undisturbed"))
+    command = made.run()
+    try:
+        assert command.end() == 0, command.told
+        assert gone(command.pid, 5.0) < 5.0, "a command that has ended leaves no process"
+    finally:
+        command.close()
+    return str(made.summary["parameters_digest"])
+
+
+def is_helper(name: str) -> bool:
+    """Ray's agents, which neither train nor hold data."""
+    return name.startswith(("ray::DashboardA", "ray::RuntimeEnv"))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_command_killed_anywhere_is_given_again(place: Place, undisturbed: str, seed: int) -> None:
+    """SIGKILL at a random moment, the same command at once: the same run, the same bits, nothing left behind."""
+    draw = random.Random(seed)
+    killed = place.run()
+    killed.until(f"round {draw.randint(1, TOTAL - 1)}/{TOTAL}:")
+    time.sleep(draw.uniform(0, 0.5))
+    os.kill(killed.pid, signal.SIGKILL)
+    again = place.run()
+    assert gone(killed.pid, 15.0, but=is_helper) < 15.0
+    assert again.end() == 0, again.told
+    assert "goes on from version" in again.out
+    place.check(undisturbed)
+    assert place.summary["resumed"] == 1 and place.summary["redone_rounds"] <= 1
+    assert gone(killed.pid, HELPERS_S) < HELPERS_S
+    assert gone(again.pid, 5.0) < 5.0
+
+
+@pytest.mark.parametrize("point", FAULT_POINTS)
+def test_killed_at_a_fault_point(place: Place, undisturbed: str, point: str) -> None:
+    """A driver or silo that dies at this point of round 2 is started anew by Ray; the command need not be."""
+    fired = place.folder / "fired"
+    command = place.run(SILORAY_FAULT=f"{point}:{nth(point)}:kill", SILORAY_FAULT_ONCE=str(fired))
+    assert command.end() == 0, command.told
+    assert fired.is_file(), f"{point} was not passed"
+    place.check(undisturbed)
+    summary = place.summary
+    if point.startswith("silo.") and point != "silo.launched":
+        assert len(summary["lost"]) == 1 and summary["resumed"] == 0
+    else:
+        assert summary["resumed"] == 1 and summary["redone_rounds"] <= 1
+    assert len(command.errors) == 1, command.told
+
+
+def nth(point: str) -> int:
+    """Which passage lies in round 2: four silos are launched and answer in each."""
+    return {"silo.launched": 6, "update.arrived": 6, "journal.appended": 9}.get(point, 2)
+
+
+def test_json_stays_json_when_the_driver_dies(place: Place, undisturbed: str) -> None:
+    """Ray's own words on the death of a process do not get among ours."""
+    fault = {"SILORAY_FAULT": "round.folded:3:kill", "SILORAY_FAULT_ONCE": str(place.folder / "fired")}
+    command = place.run("--json", **fault)
+    assert command.end() == 0, command.told
+    assert [json.loads(line)["type"] for line in command.lines][-1] == "run_closed"
+    place.check(undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_the_round_and_the_run_goes_on_later(
+    place: Place, undisturbed: str, number: signal.Signals
+) -> None:
+    """Ctrl-C reaches the whole process group, as in a terminal; SIGTERM the command alone. Exit code 3."""
+    command = place.run()
+    command.until("round 2/")
+    command.send_all(number) if number is signal.SIGINT else command.send(number)
+    assert command.end(30) == 3, command.told
+    assert "go on    siloray resume" in command.out and len(command.errors) == 1, command.told
+    assert gone(command.pid, 5.0) < 5.0
+    assert place.summary["status"] == "stopped" and 2 <= len(place.summary["versions"]) < TOTAL
+    again = place.beside("resume")
+    assert again.end() == 0, again.told
+    place.check(undisturbed)
+
+
+@pytest.mark.parametrize("after_s", [2.0, 4.0, 6.0])
+def test_a_signal_while_the_run_starts(place: Place, undisturbed: str, after_s: float) -> None:
+    """Ctrl-C before the first round: exit code 3, nothing left, and the same command works."""
+    command = place.run()
+    time.sleep(after_s)
+    command.send_all(signal.SIGINT)
+    assert command.end(30) == 3, command.told
+    assert "Traceback" not in command.told
+    assert gone(command.pid, 5.0) < 5.0
+    assert place.run().end() == 0
+    newest = max((place.folder / "runs").iterdir())
+    assert json.loads((newest / "summary.json").read_text())["parameters_digest"] == undisturbed
+
+
+def test_the_second_ctrl_c_leaves_at_once(place: Place) -> None:
+    """Not waiting for the round, which would last a minute."""
+    place.write_job(total=3, pause_s=5.0)
+    command = place.run()
+    command.until("va joined")
+    time.sleep(2)
+    command.send_all(signal.SIGINT)
+    command.until("again to leave at once")
+    began = time.monotonic()
+    command.send_all(signal.SIGINT)
+    assert command.end(30) == 3, command.told
+    assert time.monotonic() - began < 15
+    assert len(command.errors) == 2 and "Traceback" not in command.told, command.told
+    assert gone(command.pid, 5.0) < 5.0
+
+
+def test_other_commands_beside_a_running_one(place: Place) -> None:
+    """list, show, silos, watch and stop from other processes; a second driver of the run is refused."""
+    place.write_job(total=200)
+    running = place.run()
+    running.until("round 1/")
+    watching = place.beside("watch")
+    told = {name: place.beside(name, "--json") for name in ("show",)}
+    told |= {"list": place.give("list", "--runs-dir", "runs", "--json")}
+    told |= {"silos": place.give("silos", "job.yaml", "--json")}
+    assert all(command.end() == 0 and not command.errors for command in told.values())
+    (listed,), shown, silos = (json.loads(told[name].out) for name in ("list", "show", "silos"))
+    assert listed["status"] == "running" and listed["run_id"] == place.run_dir.name == shown["run_id"]
+    assert {silo["name"]: silo["datasets"]["heart"]["train"] for silo in silos} == {
+        **{"cleveland": 199, "hungarian": 172},
+        **{"switzerland": 30, "va": 85},
+    }
+    for second in (place.run(), place.beside("resume")):
+        assert second.end(30) == 4, second.told
+        assert not second.lines and len(second.errors) == 2, second.told
+        assert f"{place.run_dir.name} is running" in second.errors[-1]
+    watching.until("round ")
+    stop = place.beside("stop")
+    assert stop.end(30) == 0 and not stop.errors, stop.told
+    assert "stopped; go on with 'siloray resume" in stop.out
+    assert running.end(30) == 3 and len(running.errors) == 1, running.told
+    assert watching.end(30) == 3 and not watching.errors, watching.told
+    assert place.summary["status"] == "stopped"
+    assert all(gone(command.pid, 10.0) < 10.0 for command in place.commands)
+    for late in ("stop", "watch"):
+        refused = place.beside(late)
+        assert refused.end(30) == 2 and "goes on with it" in refused.err, refused.told
+        assert len(refused.errors) == 1
+
+
+def test_leaving_a_watch_leaves_the_run_alone(place: Place) -> None:
+    """Ctrl-C in a watch ends the watch; a watch also ends when the run's Ray is killed, within seconds."""
+    place.write_job(total=200)
+    running = place.run()
+    running.until("round 1/")
+    leaving, staying = place.beside("watch"), place.beside("watch")
+    leaving.until("round ")
+    leaving.send_all(signal.SIGINT)
+    assert leaving.end(30) == 0 and "goes on" in leaving.err, leaving.told
+    staying.until("round ")
+    assert running.process.poll() is None
+    os.kill(running.pid, signal.SIGKILL)
+    began = time.monotonic()
+    assert staying.end(30) == 4, staying.told
+    assert time.monotonic() - began < 15
+    assert len(staying.errors) == 1 and "goes on with the run" in staying.err, staying.told
