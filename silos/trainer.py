@@ -1,6 +1,7 @@
 """The local training loop in torch."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from time import perf_counter
@@ -23,6 +24,8 @@ from silos.state import Kept
 from silos.tasks.task import At, Batch, Task
 
 TEST_BATCH = 512
+_GENERATOR = threading.Lock()
+"""Torch's generator belongs to the process: silos in threads of one must not seed it at once."""
 
 
 class TorchTrainer:
@@ -34,8 +37,9 @@ class TorchTrainer:
         self.job, self.silo, self.task = job, silo, task
         self.torch_device = torch.device(_device(device))
         torch.set_num_threads(job.local.threads)
-        torch.manual_seed(job.seed)
-        module = task.model()
+        with _GENERATOR:
+            torch.manual_seed(job.seed)
+            module = task.model()
         if job.local.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.flat = FlatModel(module, job.shared, job.private, self.torch_device)

@@ -29,6 +29,7 @@ class LocalChannel:
         self._start = start
         self._silos = {name: make() for name, make in start.items()}
         self._threads = {name: ThreadPoolExecutor(1, f"silo-{name}") for name in start}
+        self._stop: dict[SiloId, Stop] = {}
         self.offline: set[SiloId] = set()
         """Silos that a test takes off the network."""
 
@@ -46,6 +47,7 @@ class LocalChannel:
         if silo in self.offline:
             raise SiloLost(silo, "offline")
         handler = self._silos[silo]
+        self._stop[silo] = Stop(run_id=request.run_id, epoch=request.epoch)
         if isinstance(request, _AT_ONCE):
             return _answer(silo, handler, request)
         loop = asyncio.get_running_loop()
@@ -55,8 +57,12 @@ class LocalChannel:
         return reply
 
     async def restart(self, silo: SiloId) -> None:
+        old, threads = self._silos[silo], self._threads[silo]
         self._silos[silo] = self._start[silo]()
         self._threads[silo] = ThreadPoolExecutor(1, f"silo-{silo}")
+        threads.shutdown(wait=False, cancel_futures=True)
+        if silo in self._stop:
+            _answer(silo, old, self._stop[silo])  # a thread cannot be killed; what is left of it must not write
 
     def close(self) -> None:
         """Wait for nothing: threads end with their work."""

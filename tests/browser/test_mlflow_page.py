@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import Page, browser, executable
-from tracking_run import SILOS, figures, record
 
+from tests.browser.chromium import Page, browser, executable
+from tests.support.tracking_run import SILOS, figures, record
 from tracking import ui
 from tracking.follower import Follower
 from tracking.plots import COLOURS

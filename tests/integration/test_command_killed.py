@@ -19,7 +19,7 @@ from orchestrator.core.events import EVENT
 from orchestrator.core.faults import FAULT_POINTS
 from orchestrator.journal import read_journal
 from tests.integration.conftest import write_silos
-from tests.support.commands import Command, gone
+from tests.support.commands import Command, gone, session
 from tests.support.federation import double_counts
 
 pytestmark = pytest.mark.slow
@@ -128,8 +128,17 @@ def test_a_command_killed_anywhere_is_given_again(place: Place, undisturbed: str
     assert "goes on from version" in again.out
     place.check(undisturbed)
     assert place.summary["resumed"] == 1 and place.summary["redone_rounds"] <= 1
-    assert gone(killed.pid, HELPERS_S) < HELPERS_S
     assert gone(again.pid, 5.0) < 5.0
+
+
+def test_nothing_is_left_of_a_killed_command(place: Place) -> None:
+    """Ray's processes end by themselves: the driver and the silos in seconds, two helpers within 100 s."""
+    killed = place.run()
+    killed.until("round 2/")
+    assert len(session(killed.pid)) > 8, "command, head, node, driver, four silos"
+    os.kill(killed.pid, signal.SIGKILL)
+    seconds = gone(killed.pid, 15.0, but=is_helper), gone(killed.pid, HELPERS_S)
+    print(f"driver and silos gone after {seconds[0]:.1f} s, helpers {seconds[1]:.1f} s later")
 
 
 @pytest.mark.parametrize("point", FAULT_POINTS)
@@ -187,7 +196,7 @@ def test_a_signal_while_the_run_starts(place: Place, undisturbed: str, after_s: 
     command.send_all(signal.SIGINT)
     assert command.end(30) == 3, command.told
     assert "Traceback" not in command.told
-    assert gone(command.pid, 5.0) < 5.0
+    assert gone(command.pid, 5.0, but=is_helper) < 5.0
     assert place.run().end() == 0
     newest = max((place.folder / "runs").iterdir())
     assert json.loads((newest / "summary.json").read_text())["parameters_digest"] == undisturbed
@@ -222,8 +231,8 @@ def test_other_commands_beside_a_running_one(place: Place) -> None:
     (listed,), shown, silos = (json.loads(told[name].out) for name in ("list", "show", "silos"))
     assert listed["status"] == "running" and listed["run_id"] == place.run_dir.name == shown["run_id"]
     assert {silo["name"]: silo["datasets"]["heart"]["train"] for silo in silos} == {
-        **{"cleveland": 199, "hungarian": 172},
-        **{"switzerland": 30, "va": 85},
+        "cleveland": 199, "hungarian": 172,
+        "switzerland": 30, "va": 85,
     }
     for second in (place.run(), place.beside("resume")):
         assert second.end(30) == 4, second.told

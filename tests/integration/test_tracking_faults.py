@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tracking_checks import check_complete, stored
-from tracking_run import Recorder, job
 
+from tests.support.tracking_checks import check_complete, stored
+from tests.support.tracking_run import Recorder, job
 from tracking import ui
 from tracking.cursor import load
 

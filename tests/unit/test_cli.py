@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import scripted
 from typer.testing import CliRunner, Result
 
 from orchestrator.cli import run_dirs
 from orchestrator.cli.main import app
 from orchestrator.core.errors import BadInput
+from tests.support import scripted
 
 DOCUMENT = {
     "name": "heart-disease",

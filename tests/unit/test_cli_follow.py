@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import scripted
 
 from orchestrator.cli import follow as following
 from orchestrator.cli.follow import follow
 from orchestrator.summary import summarise
+from tests.support import scripted
 
 
 @dataclass

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import scripted
-from test_cli import DOCUMENT
+from tests.unit.test_cli import DOCUMENT
+
+from tests.support import scripted
 
 ROOT = Path(__file__).parents[2]
 

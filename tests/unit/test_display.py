@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support import scripted
 
 from orchestrator.cli import words
 from orchestrator.cli.display import JsonLines, Lines, render, sentence, shown
 from orchestrator.cli.view import View, progress
 from orchestrator.core.events import EVENT, Event
+from tests.support import scripted
 
 
 def event(type_: str, **given: Any) -> Event:

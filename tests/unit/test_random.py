@@ -20,7 +20,10 @@ def test_seeds_are_those_of_every_release() -> None:
 
 
 def test_another_process_draws_the_same() -> None:
-    code = "from orchestrator.core.random import rng_of; print(rng_of(1, 'order', 's0', 2).integers(0, 1 << 60, 4).tolist())"
+    code = (
+        "from orchestrator.core.random import rng_of; "
+        "print(rng_of(1, 'order', 's0', 2).integers(0, 1 << 60, 4).tolist())"
+    )
     env = {**os.environ, "PYTHONHASHSEED": "123"}
     printed = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True

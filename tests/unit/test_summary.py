@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from support import scripted
 
 from orchestrator.journal import JournalDamaged
 from orchestrator.summary import parse, read_summary, summarise, write_summary
+from tests.support import scripted
 
 
 @pytest.fixture

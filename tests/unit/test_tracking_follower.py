@@ -9,10 +9,10 @@ from threading import Event as Flag
 from typing import Any
 
 import pytest
-from tracking_checks import check_complete, run_count, stored
-from tracking_run import Recorder, job
 
 from orchestrator.core.events import SiloDown
+from tests.support.tracking_checks import check_complete, run_count, stored
+from tests.support.tracking_run import Recorder, job
 from tracking import cursor as cursors
 from tracking.follower import Follower, driver_lives, follow
 from tracking.points import RUN

@@ -4,7 +4,6 @@ import math
 from itertools import count
 
 import pytest
-from tracking_run import SILOS, closed, figures, job
 
 from orchestrator.core.events import (
     Event,
@@ -15,6 +14,7 @@ from orchestrator.core.events import (
     VersionEvaluated,
     Waiting,
 )
+from tests.support.tracking_run import SILOS, closed, figures, job
 from tracking.mapping import Mapper, Superseded
 from tracking.points import MAX_PARAM, RUN, Point, Posts, Rows, params_of, points, spread
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from tracking_run import FEATURES, MODEL, Recorder, job
 
 from silos.flat_model import FlatModel
+from tests.support.tracking_run import FEATURES, MODEL, Recorder, job
 from tracking import models, weights
 from tracking.follower import Follower, follow
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tracking_run import SILOS, Recorder, figures, job, record
 
 from orchestrator.journal import read_journal
+from tests.support.tracking_run import SILOS, Recorder, figures, job, record
 from tracking import report
 from tracking.history import History, Tail, history_of, parse
 from tracking.plots import MANY, figures_of, human_bytes

@@ -318,3 +318,13 @@ def counting(task: Blobs) -> tuple[Blobs, Callable[[], int]]:
 def test_one_backward_pass_per_step() -> None:
     task, calls = counting(Blobs())
     assert trained(trainer(job(strategy={"name": "scaffold"}), task)).num_steps == calls()
+
+
+def test_silos_in_threads_start_from_the_same_weights() -> None:
+    """Torch's generator is the process's: eight silos that join at once must not draw from each other's seed."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    made = job()
+    with ThreadPoolExecutor(8) as pool:
+        starts = list(pool.map(lambda _: trainer(made).initial()["params"].tobytes(), range(48)))
+    assert len(set(starts)) == 1
