@@ -170,7 +170,9 @@ def siloray(num_silos: int, size: int, rounds: int, store: type[Store], folder: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shapes", nargs="*", default=SHAPES)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)
@@ -206,9 +208,13 @@ def measured(shape: str, rounds: int) -> dict[str, str]:
     """A row: the limit, plain Ray, Siloray; each in a process of its own, for Ray reads its settings once."""
     num_silos, size = measure.parse_shape(shape)
     row = {"silos x parameters": shape, "(a) limit": ms(limit.seconds_per_round(num_silos, size, rounds))}
-    plain = f"from benchmarks import ray_fedavg as r; print(r.seconds_per_round({num_silos}, {size}, {rounds}))"
+    plain = (
+        f"from benchmarks import ray_fedavg as r; print(r.seconds_per_round({num_silos}, {size}, {rounds}))"
+    )
     row["(b) plain Ray"] = ms(json.loads(_printed("-c", plain)))
-    row |= json.loads(_printed("-m", "benchmarks.orchestration", shape, "--rounds", str(rounds), "--only-siloray"))
+    row |= json.loads(
+        _printed("-m", "benchmarks.orchestration", shape, "--rounds", str(rounds), "--only-siloray")
+    )
     return {**row, "load": f"{os.getloadavg()[0]:.1f}"}
 
 

@@ -446,7 +446,9 @@ class Driver:
         found = self.board.odd([update.metrics for update in updates])
         if found is not None:
             index, name = found
-            raise UpdateUnfit(updates[index], "metrics", f"its sums of '{name}' do not add up with the others'")
+            raise UpdateUnfit(
+                updates[index], "metrics", f"its sums of '{name}' do not add up with the others'"
+            )
 
     def _give_back_without(self, lost: SiloLost, updates: list[Update]) -> None:
         self.rounds.give_back([each for each in updates if each.silo != lost.silo])
@@ -534,7 +536,9 @@ class Driver:
         try:
             reply = await self.calls.ask(silo, request)
         except SiloLost as lost:
-            self._emit(events.SiloDown(silo=silo, version=self.model.version, why=f"not evaluated: {lost.why}"))
+            self._emit(
+                events.SiloDown(silo=silo, version=self.model.version, why=f"not evaluated: {lost.why}")
+            )
             return None
         if not isinstance(reply, Evaluated) or unsound(reply.metrics) is not None:
             self._refuse(silo, self.model.version, "metrics", f"sent no figures: {reply}")

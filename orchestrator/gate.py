@@ -48,7 +48,9 @@ def flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None
         return "foreign", "trained from another model of that version"
     if tuple(update.layout) != tuple(expected.layout.items()):
         return "schema", f"has parts {dict(update.layout)}, expected {dict(expected.layout)}"
-    found = (check(job, update, expected) for check in (_weight_flaw, _number_flaw, _metric_flaw, _packet_flaw))
+    found = (
+        check(job, update, expected) for check in (_weight_flaw, _number_flaw, _metric_flaw, _packet_flaw)
+    )
     return next((flaw for flaw in found if flaw is not None), None)
 
 

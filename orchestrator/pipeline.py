@@ -83,7 +83,9 @@ def packet_flaw(job: Job, packet: Packet, size: int) -> str | None:
     """What is wrong with ``size`` elements of a packet, so that it cannot be decoded."""
     got = {name: (getattr(array, "dtype", None), np.shape(array)) for name, array in packet.items()}
     if got != {name: (np.dtype(kind), (size,)) for name, kind in job.codec.arrays.items()}:
-        shown = ", ".join(f"{name}: {dtype}{list(shape)}" for name, (dtype, shape) in got.items()) or "nothing"
+        shown = (
+            ", ".join(f"{name}: {dtype}{list(shape)}" for name, (dtype, shape) in got.items()) or "nothing"
+        )
         wanted = ", ".join(f"{name}: {kind.__name__}[{size}]" for name, kind in job.codec.arrays.items())
         return f"sent {shown[:200]} where {wanted} belongs"
     return None

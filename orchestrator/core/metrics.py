@@ -39,7 +39,6 @@ class Sums:
         figure = _mean(self.values) if self.kind == "mean" else _auc(self.values)
         return figure if figure is not None and math.isfinite(figure) else None
 
-
     @property
     def shape(self) -> tuple[str, int]:
         """Sums add up with those of the same shape."""

@@ -62,7 +62,9 @@ class LocalChannel:
         self._threads[silo] = ThreadPoolExecutor(1, f"silo-{silo}")
         threads.shutdown(wait=False, cancel_futures=True)
         if silo in self._stop:
-            _answer(silo, old, self._stop[silo])  # a thread cannot be killed; what is left of it must not write
+            _answer(
+                silo, old, self._stop[silo]
+            )  # a thread cannot be killed; what is left of it must not write
 
     def close(self) -> None:
         """Wait for nothing: threads end with their work."""

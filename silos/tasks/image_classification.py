@@ -125,7 +125,9 @@ class ImageClassificationTask:
         return Finish(composed(entries), _per_channel(self._spec.mean), _per_channel(self._spec.std))
 
 
-def image_model(spec: ImageClassification, input_shape: Sequence[int], allow_code: Sequence[str]) -> nn.Module:
+def image_model(
+    spec: ImageClassification, input_shape: Sequence[int], allow_code: Sequence[str]
+) -> nn.Module:
     """A new model for images of ``[channels, height, width]``."""
     channels, height, width = input_shape
     match spec.model:

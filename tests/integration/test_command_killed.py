@@ -224,15 +224,20 @@ def test_other_commands_beside_a_running_one(place: Place) -> None:
     running = place.run()
     running.until("round 1/")
     watching = place.beside("watch")
-    told = {name: place.beside(name, "--json") for name in ("show",)}
-    told |= {"list": place.give("list", "--runs-dir", "runs", "--json")}
-    told |= {"silos": place.give("silos", "job.yaml", "--json")}
-    assert all(command.end() == 0 and not command.errors for command in told.values())
-    (listed,), shown, silos = (json.loads(told[name].out) for name in ("list", "show", "silos"))
+    told = [
+        place.give("list", "--runs-dir", "runs", "--json"),
+        place.beside("show", "--json"),
+        place.give("silos", "job.yaml", "--json"),
+    ]
+    for command in told:
+        assert command.end() == 0 and not command.errors, command.told
+    (listed,), shown, silos = (json.loads(command.out) for command in told)
     assert listed["status"] == "running" and listed["run_id"] == place.run_dir.name == shown["run_id"]
     assert {silo["name"]: silo["datasets"]["heart"]["train"] for silo in silos} == {
-        "cleveland": 199, "hungarian": 172,
-        "switzerland": 30, "va": 85,
+        "cleveland": 199,
+        "hungarian": 172,
+        "switzerland": 30,
+        "va": 85,
     }
     for second in (place.run(), place.beside("resume")):
         assert second.end(30) == 4, second.told

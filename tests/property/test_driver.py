@@ -468,7 +468,9 @@ def test_the_first_to_report_is_not_right_by_being_first(tmp_path: Path) -> None
 
 
 def loss_job(strategy: str = "scaffold") -> Job:
-    return job_of(problems(), total=3, rounds={"patience_s": 2.0, "max_attempts": 9}, strategy={"name": strategy})
+    return job_of(
+        problems(), total=3, rounds={"patience_s": 2.0, "max_attempts": 9}, strategy={"name": strategy}
+    )
 
 
 KINDS = {"Join": 1, "Initial": 1, "Train": 3, "Fetch": 3, "Evaluate": 1, "Leave": 1}

@@ -20,7 +20,9 @@ class Command:
 
     def __init__(self, *arguments: str | Path, cwd: Path, environ: dict[str, str] | None = None) -> None:
         self.ray_folder = tempfile.mkdtemp(prefix="sr", dir="/tmp")
-        known = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "SILORAY_FAULT")}
+        known = {
+            key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "SILORAY_FAULT")
+        }
         own = {"RAY_TMPDIR": self.ray_folder, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(cwd)}
         self.lines: list[str] = []
         self.errors: list[str] = []
