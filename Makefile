@@ -1,28 +1,28 @@
 # Two commands on a fresh machine: `make run`, `make test`. They need Python 3.11, git and a package registry.
 PYTHON ?= python3
 UV = .venv/bin/uv
-RUN = $(UV) run --no-sync
+BIN = .venv/bin
 
 .PHONY: run test test-all check format clean
 
 run: .venv/.installed
-	$(RUN) siloray run examples/heart_disease/job.yaml
+	$(BIN)/siloray run examples/heart_disease/job.yaml
 
 test: .venv/.installed
-	$(RUN) pytest -m "not slow"
+	$(BIN)/pytest -m "not slow"
 
 test-all: .venv/.installed
-	$(RUN) pytest
+	$(BIN)/pytest
 
 check: .venv/.installed
-	$(RUN) ruff check .
-	$(RUN) ruff format --check .
-	$(RUN) mypy
-	$(RUN) lint-imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: .venv/.installed
-	$(RUN) ruff check --fix .
-	$(RUN) ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 # uv lives in the project's own environment, wherever the machine has none.
 $(UV):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import typer
@@ -122,12 +123,28 @@ def _start(command: Command, job: Job) -> Run:
         tracking_uri=command.tracking_uri if command.track else None,
         track=command.track,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt = _Interrupt()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
-        return transport.start(job, options)
+        run = transport.start(job, options)
+        if interrupt.came:
+            raise KeyboardInterrupt
+        return run
     except BaseException:
         transport.shutdown()
         raise
+
+
+class _Interrupt:
+    """Ctrl-C or SIGTERM while Ray starts. At some moments, such as a fork, Python drops what a handler raises."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 def attend(run: Run, run_dir: Path, began: float, as_json: bool) -> int:

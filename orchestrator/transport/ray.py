@@ -13,6 +13,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own default differs between its commands
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run`, Ray would build every worker anew
 # Ray would run silos at low priority, where the tracking follower (lower still) would take a third of their time.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Small models and updates go with the message instead of through the object store: half the time per call.
@@ -293,6 +294,8 @@ def _hush() -> None:
 def shutdown() -> None:
     """Leave Ray; one that this process started ends. One that is gone would be waited for, half a minute long."""
     global abandoned
+    if not ray.is_initialized():  # to ask for its address would start one
+        return
     with suppress(Exception):
         abandoned = not _listens(ray.get_runtime_context().gcs_address)
     with suppress(Exception):

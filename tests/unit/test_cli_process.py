@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.unit.test_cli import DOCUMENT
 
 from tests.support import scripted
+from tests.unit.test_cli import DOCUMENT
 
 ROOT = Path(__file__).parents[2]
 
