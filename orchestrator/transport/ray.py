@@ -13,7 +13,8 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own default differs between its commands
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run`, Ray would build every worker anew
+# Under `uv run`, Ray would start every worker that way, and build its environment anew.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # Ray would run silos at low priority, where the tracking follower (lower still) would take a third of their time.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Small models and updates go with the message instead of through the object store: half the time per call.

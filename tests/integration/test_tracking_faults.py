@@ -160,6 +160,7 @@ def test_a_follower_killed_at_random_moments_leaves_every_point_once(
     check(recorder, database)
 
 
+@pytest.mark.slow
 def test_told_to_end_the_follower_ends_at_once_while_the_server_is_away(
     recorder: Recorder, server: MlflowServer
 ) -> None:
@@ -174,6 +175,7 @@ def test_told_to_end_the_follower_ends_at_once_while_the_server_is_away(
     assert os.getpriority(os.PRIO_PROCESS, 0) < 19
 
 
+@pytest.mark.slow
 def test_two_followers_do_not_work_side_by_side(recorder: Recorder, folder: Path) -> None:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     first, second = start_follower(recorder, uri), start_follower(recorder, uri)

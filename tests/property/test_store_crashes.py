@@ -372,7 +372,13 @@ def a_full_disk_takes_the_last_checkpoint(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "_make_room", greedy)
 
 
-@pytest.mark.parametrize("name", PLANTED)
+_LONG = {"holes_are_taken_for_damage"}
+"""Takes the search most of a minute to find."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in _LONG else name for name in PLANTED]
+)
 def test_planted_bugs_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     PLANTED[name](monkeypatch)
     with pytest.raises((AssertionError, NothingUsable, JournalDamaged)):
