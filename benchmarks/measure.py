@@ -57,6 +57,9 @@ class Memory:
     private_bytes: int = 0
     shared_bytes: int = 0
     processes: int = 0
+    largest_private_bytes: int = 0
+    """Anonymous memory of the process that has most. (Pages of the object store whose other readers have ended
+    would count as its private ones too.)"""
 
     @property
     def total_bytes(self) -> int:
@@ -68,7 +71,8 @@ def tree_memory(pid: int) -> Memory:
     """Memory of a process and of all its living descendants."""
     found = [m for m in map(_process_memory, process_tree(pid)) if m is not None]
     private = sum(m.private_bytes for m in found)
-    return Memory(private, sum(m.shared_bytes for m in found), len(found))
+    largest = max((m.largest_private_bytes for m in found), default=0)
+    return Memory(private, sum(m.shared_bytes for m in found), len(found), largest)
 
 
 def process_tree(pid: int) -> list[int]:
@@ -99,12 +103,15 @@ def _process_memory(pid: int) -> Memory | None:
         return None
     kib = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
     private = kib.get("Private_Clean", 0) + kib.get("Private_Dirty", 0)
-    return Memory(private * 1024, max(kib.get("Pss", 0) - private, 0) * 1024, 1)
+    return Memory(
+        private * 1024, max(kib.get("Pss", 0) - private, 0) * 1024, 1, kib.get("Anonymous", 0) * 1024
+    )
 
 
 @dataclass
 class PeakMemory:
-    """Context manager: the largest memory of a process tree, sampled every `interval_s` seconds.
+    """Context manager: the largest memory of a process tree, sampled every `interval_s` seconds: `peak` by its
+    total, `largest_private_bytes` the most that one process had at any sample.
 
     Sampling walks page tables and disturbs what it watches: measure time and memory in separate runs.
     """
@@ -112,6 +119,7 @@ class PeakMemory:
     pid: int = field(default_factory=os.getpid)
     interval_s: float = 0.2
     peak: Memory = field(default_factory=Memory)
+    largest_private_bytes: int = 0
 
     def __enter__(self) -> Self:
         self._stop = threading.Event()
@@ -125,7 +133,9 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            self.peak = max(self.peak, tree_memory(self.pid), key=lambda memory: memory.total_bytes)
+            now = tree_memory(self.pid)
+            self.peak = max(self.peak, now, key=lambda memory: memory.total_bytes)
+            self.largest_private_bytes = max(self.largest_private_bytes, now.largest_private_bytes)
             if self._stop.wait(self.interval_s):
                 return
 
@@ -136,7 +146,7 @@ class CommandRun:
 
     seconds: float
     stdout: str
-    peak: Memory | None
+    peak: PeakMemory | None
 
 
 def run_command(argv: Sequence[str], *, watch_memory: bool = False, timeout_s: float = 600) -> CommandRun:
@@ -155,7 +165,7 @@ def run_command(argv: Sequence[str], *, watch_memory: bool = False, timeout_s: f
     seconds = time.perf_counter() - begin
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(argv), stdout)
-    return CommandRun(seconds, stdout, watched.peak if watch_memory else None)
+    return CommandRun(seconds, stdout, watched if watch_memory else None)
 
 
 def load_average() -> float:

@@ -108,6 +108,9 @@ class NoCheckpoints(Store):
         self.append(event)
 
 
+STORES: dict[str, type[Store]] = {"Siloray": NoCheckpoints, "with checkpoints": Store}
+
+
 @dataclass
 class Rounds:
     """What one shape took."""
@@ -176,10 +179,12 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=SHAPES)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only-siloray", action="store_true", help="print one shape's figures as JSON")
+    parser.add_argument(
+        "--only", choices=STORES, nargs="+", help="print Siloray's figures of one shape as JSON"
+    )
     options = parser.parse_args()
-    if options.only_siloray:
-        print(json.dumps(ours(options.shapes[0], options.rounds)))
+    if options.only:
+        print(json.dumps(ours(options.shapes[0], options.rounds, options.only)))
         return
     rows = [measured(shape, options.rounds) for shape in options.shapes]
     print(measure.markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
@@ -187,21 +192,21 @@ def main() -> None:
         measure.write_json(options.json, {"machine": measure.machine(), "rows": rows})
 
 
-def ours(shape: str, rounds: int) -> dict[str, str]:
-    """Siloray on a Ray of its own, as its own command starts it; first without checkpoints, then with them."""
+def ours(shape: str, rounds: int, titles: list[str]) -> dict[str, str]:
+    """Siloray on a Ray of its own, as its own command starts it."""
     from orchestrator.transport import ray as transport
 
     num_silos, size = measure.parse_shape(shape)
     transport.connect(None, num_silos)
     row: dict[str, str] = {}
-    for title, store in (("Siloray", NoCheckpoints), ("with checkpoints", Store)):
+    for title in titles:
         with tempfile.TemporaryDirectory() as folder:
-            found = siloray(num_silos, size, rounds, store, Path(folder))
+            found = siloray(num_silos, size, rounds, STORES[title], Path(folder))
         row[title] = ms(found.seconds)
-        if store is NoCheckpoints:
-            phases = " ".join(f"{name} {1e3 * value:.1f}" for name, value in found.phases.items())
+        phases = " ".join(f"{name} {1e3 * value:.1f}" for name, value in found.phases.items())
+        row.setdefault("phases, ms", phases)
     transport.shutdown()
-    return {**row, "phases, ms": phases}
+    return row
 
 
 def measured(shape: str, rounds: int) -> dict[str, str]:
@@ -212,10 +217,23 @@ def measured(shape: str, rounds: int) -> dict[str, str]:
         f"from benchmarks import ray_fedavg as r; print(r.seconds_per_round({num_silos}, {size}, {rounds}))"
     )
     row["(b) plain Ray"] = ms(json.loads(_printed("-c", plain)))
-    row |= json.loads(
-        _printed("-m", "benchmarks.orchestration", shape, "--rounds", str(rounds), "--only-siloray")
-    )
-    return {**row, "load": f"{os.getloadavg()[0]:.1f}"}
+    row |= json.loads(_printed("-m", *_only(shape, rounds, *STORES)))
+    row["load"] = f"{os.getloadavg()[0]:.1f}"
+    return {**row, **memory(shape, rounds)}
+
+
+def memory(shape: str, rounds: int) -> dict[str, str]:
+    """Most memory that Siloray took, in a run of its own, for looking slows it down. Largest private: the driver's,
+    which has the model twice."""
+    command = [sys.executable, "-m", *_only(shape, rounds, "with checkpoints")]
+    watched = measure.run_command(command, watch_memory=True).peak
+    assert watched is not None
+    most, everything = watched.largest_private_bytes, watched.peak.total_bytes
+    return {"largest private, GB": f"{most / 1e9:.2f}", "all, GB": f"{everything / 1e9:.2f}"}
+
+
+def _only(shape: str, rounds: int, *titles: str) -> list[str]:
+    return ["benchmarks.orchestration", shape, "--rounds", str(rounds), "--only", *titles]
 
 
 def _printed(*arguments: str) -> str:

@@ -24,6 +24,12 @@ from orchestrator.privacy.clip import squared_norm
 BLOCK_BYTES = 256 << 20
 """Bytes of all updates' blocks in memory at a time; twice that with the block being fetched."""
 
+BLOCK = 8 << 20
+"""Elements of one update fetched at a time: shorter blocks cost more calls, longer ones overlap less."""
+
+CACHED = 1 << 16
+"""Elements decoded, measured and merged at a time: what one step leaves in a core's cache, the next one reads."""
+
 Fetch = Callable[[Update, int, int], Awaitable[Packet]]
 """Elements ``start`` to ``stop`` of an update's packet."""
 
@@ -105,23 +111,26 @@ def _shares(updates: Sequence[Update], discounts: Sequence[float]) -> list[float
 class _Folded:
     def __init__(self, job: Job, updates: Sequence[Update], shares: Sequence[float], out: Vector) -> None:
         self.job, self.updates, self.shares, self.out = job, updates, shares, out
+        self.seeds = [seed_of(job.seed, "codec", update.version, update.silo) for update in updates]
         self.squared = [0.0] * len(updates)
         self.seconds = {"transfer": 0.0, "fold": 0.0}
 
     def block(self, start: int, stop: int, packets: Sequence[Packet]) -> None:
         began = perf_counter()
-        rows = [self._row(i, packet, stop - start) for i, packet in enumerate(packets)]
-        self.job.combine.merge(rows, self.shares, self.out[start:stop])
+        for update, packet in zip(self.updates, packets, strict=True):
+            wrong = packet_flaw(self.job, packet, stop - start)
+            if wrong is not None:
+                raise UpdateUnfit(update, "schema", wrong)
+        out = self.out[start:stop]
+        for low, high in blocks(stop - start, CACHED):
+            rows = [self._row(i, packet, low, high) for i, packet in enumerate(packets)]
+            self.job.combine.merge(rows, self.shares, out[low:high])
         self.seconds["fold"] += perf_counter() - began
 
-    def _row(self, i: int, packet: Packet, size: int) -> Vector:
+    def _row(self, i: int, packet: Packet, low: int, high: int) -> Vector:
         update = self.updates[i]
-        wrong = packet_flaw(self.job, packet, size)
-        if wrong is not None:
-            raise UpdateUnfit(update, "schema", wrong)
-        row = self.job.codec.decode(
-            packet, size, seed_of(self.job.seed, "codec", update.version, update.silo)
-        )
+        piece = {name: array[low:high] for name, array in packet.items()}
+        row = self.job.codec.decode(piece, high - low, self.seeds[i])
         self.squared[i] += squared_norm(row)
         if not math.isfinite(self.squared[i]):
             raise UpdateUnfit(update, "nonfinite", "the update holds NaN, infinity or absurdly large numbers")
@@ -139,8 +148,8 @@ class _Folded:
 async def _prefetched(
     updates: Sequence[Update], fetch: Fetch, size: int
 ) -> AsyncIterator[tuple[int, int, list[Packet]]]:
-    length = max(1 << 16, BLOCK_BYTES // (4 * len(updates)))
-    ranges = list(blocks(size, min(length, 8 << 20)))
+    longest = min(max(CACHED, BLOCK_BYTES // (4 * len(updates))), BLOCK)
+    ranges = list(blocks(size, math.ceil(size / math.ceil(size / longest))))
     coming = _gather(updates, fetch, *ranges[0])
     try:
         for number, (start, stop) in enumerate(ranges):

@@ -226,8 +226,7 @@ class Silo:
     def _evaluate(self, request: Evaluate, trainer: Trainer) -> Reply:
         began = perf_counter()
         self._cancelled.clear()
-        with self._lock:
-            self._outbox = {version: self._owned(version) for version in self._outbox}
+        self._make_room(())  # the version to evaluate is durable with all that is in it
         vectors = SiloState(self.site.state_folder(request.run_id)).after(request.counted)
         metrics = self.site.release(trainer.evaluate(self._order(request, vectors)))
         self._mark("idle", request.version, 0, 0)

@@ -9,12 +9,11 @@ from pydantic import BaseModel, Field
 from orchestrator.core.messages import SiloId
 from orchestrator.core.vector import Vector
 
-_CACHED = 1 << 14
-"""Elements folded at a time: two float64 buffers of this length stay in a core's L2 cache."""
-
 
 class Mean(BaseModel, frozen=True, extra="forbid"):
-    """Sum of share times update in float64, in silo order, rounded once: the same bits in any arrival order."""
+    """Sum of share times update, element by element in silo order: the same bits in any arrival order and on any
+    machine. In float32: the error, at most a float32 step per silo of the *update*, vanishes in the rounding of
+    the model that it is added to (``docs/decisions/0003-blocks-in-silo-order.md``)."""
 
     name: Literal["mean"] = "mean"
     weights: Literal["examples", "uniform"] | dict[SiloId, float] = "examples"
@@ -33,12 +32,8 @@ class Mean(BaseModel, frozen=True, extra="forbid"):
         return 2 * clip / num_updates if self.weights == "uniform" else None
 
     def merge(self, rows: Sequence[Vector], shares: Sequence[float], out: Vector) -> None:
-        total, term = np.empty(_CACHED), np.empty(_CACHED)
-        for start in range(0, out.size, _CACHED):
-            stop = min(start + _CACHED, out.size)
-            acc, tmp = total[: stop - start], term[: stop - start]
-            np.multiply(rows[0][start:stop], shares[0], out=acc, dtype=np.float64)
-            for row, share in zip(rows[1:], shares[1:], strict=True):
-                np.multiply(row[start:stop], share, out=tmp, dtype=np.float64)
-                acc += tmp
-            out[start:stop] = acc
+        np.multiply(rows[0], np.float32(shares[0]), out=out)
+        term = np.empty_like(out)
+        for row, share in zip(rows[1:], shares[1:], strict=True):
+            np.multiply(row, np.float32(share), out=term)
+            out += term
