@@ -28,7 +28,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from orchestrator.core.errors import BadInput, CannotGoOn
-from orchestrator.driver import Outcome
+from orchestrator.ending import Outcome
 from orchestrator.job import Job
 from orchestrator.lease import has_driver
 from orchestrator.store import JournalDamaged, read_journal

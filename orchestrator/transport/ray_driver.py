@@ -20,7 +20,8 @@ import ray
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event
-from orchestrator.driver import Driver, Outcome
+from orchestrator.driver import Driver
+from orchestrator.ending import Outcome
 from orchestrator.job import Job
 from orchestrator.store import (
     DiskFull,

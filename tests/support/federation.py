@@ -14,7 +14,8 @@ from orchestrator.core import events
 from orchestrator.core.errors import SiloLost
 from orchestrator.core.events import Event
 from orchestrator.core.messages import Refused, Reply, Request, Train, Update
-from orchestrator.driver import Driver, Outcome
+from orchestrator.driver import Driver
+from orchestrator.ending import Outcome
 from orchestrator.job import Job
 from orchestrator.store import Store
 from orchestrator.transport.local import Handles, LocalChannel

@@ -1,0 +1,114 @@
+"""One attempt at a run: the parts that the driver's phases share, and the words they have in common."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from orchestrator.calls import Calls
+from orchestrator.core import events
+from orchestrator.core.errors import CannotGoOn, SiloLost
+from orchestrator.core.events import Event
+from orchestrator.core.messages import Reply, Request, SiloId
+from orchestrator.core.protocols import Channel, Observer
+from orchestrator.enrolment import Enrolment
+from orchestrator.global_model import GlobalModel
+from orchestrator.job import Job
+from orchestrator.scoreboard import Scoreboard
+from orchestrator.store import Store
+
+GIVE_UP = 10
+"""A run that waits for silos or for space gives up after so many times the patience; the same command goes on."""
+
+
+class Attempt:
+    """What every phase of a run works with. ``calls`` is set by the driver."""
+
+    calls: Calls
+
+    def __init__(
+        self,
+        job: Job,
+        channel: Channel,
+        store: Store,
+        run_id: str,
+        observe: Observer,
+        clock: Callable[[], float],
+        changed: Callable[[], None],
+    ) -> None:
+        self.job, self.channel, self.store, self.run_id = job, channel, store, run_id
+        self.observe, self.clock = observe, clock
+        self.patience_s = job.rounds.patience_s
+        self.model = GlobalModel(job, run_id, store)
+        self.board = Scoreboard(job.stop, job.silos, job.policy.max_staleness)
+        self.enrolment = Enrolment(job, channel, self.emit, lambda silo: changed())
+        self.folded: dict[SiloId, int] = {}
+        """Silo -> version of its newest update that is in the model."""
+        self._waiting_since: float | None = None
+        self._full_since: float | None = None
+
+    def emit(self, event: Event) -> None:
+        """Write it into the journal, if it belongs there, and tell the world."""
+        if event.durable:
+            self.store.append(event.model_dump(mode="json"), durable=isinstance(event, events.RunClosed))
+        self.observe(event)
+
+    def refuse(self, silo: SiloId, version: int, code: str, reason: str) -> None:
+        self.emit(events.UpdateRefused(silo=silo, version=version, code=code, reason=reason))
+
+    def lost(self, silo: SiloId, version: int, why: str) -> None:
+        """The silo has to join again."""
+        self.emit(events.SiloDown(silo=silo, version=version, why=why))
+        self.enrolment.seek(silo, why)
+
+    async def ask(self, silo: SiloId, request: Request) -> Reply:
+        """Ask for something that takes no time worth watching; a silo that stays silent is restarted."""
+        try:
+            return await asyncio.wait_for(self.channel.call(silo, request), self.patience_s)
+        except TimeoutError:
+            await self.channel.restart(silo)
+            why = f"did not answer {type(request).__name__} within {self.patience_s:g} s"
+            raise SiloLost(silo, why) from None
+
+    def pin_best(self) -> int | None:
+        """The best version. Its checkpoint stays, and those that tracking logs as models."""
+        best = self.board.best
+        logged = set(range(0, self.model.version + 1, self.job.tracking.every))
+        self.store.pins = logged | ({best[0]} if best else set())
+        return best[0] if best else None
+
+    # waiting
+
+    @property
+    def waiting(self) -> bool:
+        return self._waiting_since is not None
+
+    def wait(self, version: int, silos: Iterable[SiloId], why: str) -> None:
+        """The run cannot go on without these silos: say so once; raises `CannotGoOn` after `GIVE_UP` patiences."""
+        now, limit = self.clock(), GIVE_UP * self.patience_s
+        if self._waiting_since is None:
+            self._waiting_since = now
+            self.emit(events.Waiting(version=version, silos=sorted(silos), why=why, until_s=limit))
+        if now - self._waiting_since > limit:
+            raise CannotGoOn(f"waited {limit:.0f} s in vain: {self.whys(silos)}")
+
+    def go_on(self) -> None:
+        """Nothing is waited for."""
+        self._waiting_since = None
+
+    def whys(self, silos: Iterable[SiloId]) -> str:
+        """Why each of these silos is missing."""
+        absent = self.enrolment.why_absent
+        return "; ".join(f"{silo}: {absent.get(silo, 'did not deliver')}" for silo in sorted(silos))
+
+    async def disk_full(self, why: str) -> None:
+        """A commit waits for space; training goes on until the next round wants to close."""
+        limit = GIVE_UP * self.patience_s
+        if self._full_since is None:
+            self._full_since = self.clock()
+            self.observe(events.Waiting(version=self.model.version, silos=[], why=why, until_s=limit))
+        if self.clock() - self._full_since > limit:
+            raise CannotGoOn(why)
+        await asyncio.sleep(min(5.0, self.patience_s / 4))
+
+    def space_found(self) -> None:
+        """The commit that waited is through."""
+        self._full_since = None

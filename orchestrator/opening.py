@@ -1,0 +1,135 @@
+"""The first phase of an attempt: what the journal knows, who takes part, and version 0."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
+
+from orchestrator.attempt import Attempt
+from orchestrator.core import events
+from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
+from orchestrator.core.events import EVENT, Event
+from orchestrator.core.messages import Initial, Joined, Piece
+from orchestrator.core.vector import Parts
+from orchestrator.core.versions import versions
+from orchestrator.enrolment import check_schema
+from orchestrator.gate import initial_flaw
+from orchestrator.store import Recovered, checkpoint_name
+
+
+class Opening:
+    """Brings a run to the version that it starts from."""
+
+    def __init__(self, attempt: Attempt, owner: str, pause: Callable[[float], Awaitable[bool]]) -> None:
+        """``pause`` waits at most so many seconds for something to happen; False: the run has to end."""
+        self.attempt, self.owner, self.pause = attempt, owner, pause
+        self.job, self.store, self.enrolment = attempt.job, attempt.store, attempt.enrolment
+
+    async def begin(self) -> None:
+        """Take the lease, recover or make the model, wait for the silos. Raises `LeaseHeld`, `BadInput`,
+        `CannotGoOn`; returns early when ``pause`` says so."""
+        epoch = self.store.acquire(self.owner)
+        found = self.store.recover({"job_digest": self.job.digest, "run_id": self.attempt.run_id})
+        if found is not None:
+            self.attempt.model.restore(found.version, found.state, found.meta["lineage"])
+        self._replay([EVENT.validate_python(event) for _, event in self.store.events()])
+        self.attempt.emit(self._run_opened(epoch, found))
+        self.enrolment.run_id, self.enrolment.epoch = self.attempt.run_id, epoch
+        for silo in self.job.silos:
+            self.enrolment.seek(silo)
+        if await self._assemble() and found is None:
+            await self._make_model()
+
+    def _replay(self, history: Sequence[Event]) -> None:
+        self.attempt.board.replay(history)
+        closed: dict[int, events.RoundClosed] = {}
+        for event in history:
+            match event:
+                case events.SiloJoined():
+                    self.enrolment.fingerprints.setdefault(event.silo, event.fingerprint)
+                case events.ModelReady():
+                    self.enrolment.schema_digest = event.schema_digest
+                case events.RoundClosed():
+                    closed[event.version] = event
+                case events.Rewound():
+                    closed = {version: each for version, each in closed.items() if version <= event.version}
+        for version in sorted(closed):
+            self.attempt.folded |= {each.silo: each.base_version for each in closed[version].contributors}
+        self.attempt.pin_best()
+
+    def _run_opened(self, epoch: int, found: Recovered | None) -> Event:
+        return events.RunOpened(
+            run_id=self.attempt.run_id,
+            name=self.job.name,
+            job=self.job.model_dump(mode="json"),
+            job_digest=self.job.digest,
+            epoch=epoch,
+            versions=versions(),
+            resumed_from=found.version if found else None,
+            skipped=[f"{name}: {why}" for name, why in found.skipped] if found else [],
+        )
+
+    async def _assemble(self) -> bool:
+        """Wait for the silos, so that the first deadline does not measure their imports. False: the run has to end."""
+        began, patience_s = self.attempt.clock(), self.attempt.patience_s
+        while self.enrolment.pending:
+            late = self.attempt.clock() - began > patience_s
+            if late and self._enough():
+                break
+            if late:
+                self.attempt.wait(-1, self.enrolment.pending, "they have not joined")
+            if not await self.pause(min(1.0, patience_s / 4)):
+                return False
+        self.attempt.go_on()
+        if not self._enough():
+            self._refuse_to_begin()
+        check_schema(self.enrolment.joined)
+        return True
+
+    def _enough(self) -> bool:
+        online, policy = self.enrolment.online, self.job.policy
+        return policy.required <= online and len(online) >= policy.min_updates
+
+    def _refuse_to_begin(self) -> None:
+        why = self.attempt.whys(set(self.job.silos) - self.enrolment.online)
+        if any(refusal.code == "data" for refusal in self.enrolment.declined.values()):
+            raise BadInput(why)
+        raise CannotGoOn(why)
+
+    async def _make_model(self) -> None:
+        """Version 0: every silo makes it from the job's seed, so the first one is asked."""
+        made = await self._initial()
+        if made is None:
+            return
+        joined, parts = made
+        model = self.attempt.model
+        model.begin(parts, joined.schema_digest)
+        self.enrolment.schema_digest = joined.schema_digest
+        event = events.ModelReady(
+            version=0,
+            num_shared=joined.num_shared,
+            schema_digest=joined.schema_digest,
+            model=joined.model,
+            checkpoint=checkpoint_name(0),
+        )
+        model.commit(event, lambda: self.attempt.observe(event), self.attempt.disk_full)
+
+    async def _initial(self) -> tuple[Joined, Parts] | None:
+        """Who sent the initial parameters, and these; a silo that does not answer is left for the next. None: the
+        run has to end."""
+        for _ in range(self.job.rounds.max_attempts):
+            for joined in [self.enrolment.joined[silo] for silo in sorted(self.enrolment.online)]:
+                try:
+                    return joined, await self._ask_initial(joined)
+                except SiloLost as lost:
+                    self.attempt.lost(joined.silo, 0, lost.why)
+            if not await self._assemble():
+                return None
+        raise CannotGoOn(f"no initial model came: {self.attempt.whys(self.job.silos)}")
+
+    async def _ask_initial(self, joined: Joined) -> Parts:
+        request = Initial(run_id=self.attempt.run_id, epoch=self.store.epoch)
+        reply = await self.attempt.ask(joined.silo, request)
+        parts = cast(Parts, reply.packet) if isinstance(reply, Piece) else {}
+        wrong = initial_flaw(parts, joined.num_shared) if isinstance(reply, Piece) else str(reply)
+        if wrong is not None:
+            raise SiloLost(joined.silo, f"no initial model: {wrong}")
+        return parts
