@@ -36,10 +36,25 @@ def local(run_id: str, documents: Documents) -> Iterator[Channel]:
         channel.close()
 
 
+@contextmanager
+def over_ray(run_id: str, documents: Documents) -> Iterator[Channel]:
+    """Needs a Ray that this process is connected to, whose workers can import ``tests``."""
+    from orchestrator.transport.ray_channel import RayChannel
+
+    channel = RayChannel(run_id, tuple(documents), {name: str(path) for name, path in documents.items()})
+    try:
+        yield channel
+    finally:
+        channel.close()
+
+
 @pytest.fixture(params=["local"])
 def channel(request: pytest.FixtureRequest) -> Open:
-    """Every test of this folder runs once for each."""
-    return {"local": local}[request.param]
+    """Every test of this folder runs once for each. With ``pytest.param("ray", marks=pytest.mark.slow)`` it holds
+    for Ray too, where the session has a fixture ``ray_here`` (``tests/integration/conftest.py``)."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_here")
+    return {"local": local, "ray": over_ray}[request.param]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from orchestrator.store import Store
 from tests.contract.conftest import HOSPITALS, Documents, Open, local, write_documents
 from tests.support.scratch import scratch
 
-LIMIT_S = 60.0
+LIMIT_S = 180.0
 
 
 def job_of(options: dict[str, Any] | None = None, total: int = 3, **sections: Any) -> Job:
@@ -41,7 +41,7 @@ def job_of(options: dict[str, Any] | None = None, total: int = 3, **sections: An
             "name": "contract",
             "task": {"name": "tests.support.mischief:Mischief", "dataset": "heart", "options": options or {}},
             "silos": list(HOSPITALS),
-            "rounds": {"total": total, "patience_s": 10, **sections.pop("rounds", {})},
+            "rounds": {"total": total, "patience_s": 60, **sections.pop("rounds", {})},
             "local": {"steps": 10, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.03}},
             "stop": {"metric": "accuracy"},
             **sections,
