@@ -79,6 +79,11 @@ def test_a_wrong_key_gets_its_nearest_name(tmp_path: Path) -> None:
         load_job(file)
 
 
+def test_the_published_schema_is_this_one() -> None:
+    """Written by ``siloray schema > docs/job.schema.json``."""
+    assert json.loads(Path("docs/job.schema.json").read_text(encoding="utf-8")) == json_schema()
+
+
 def test_cohorts_are_drawn_by_the_seed() -> None:
     silos = [f"s{i}" for i in range(10)]
     job = job_of(silos, seed=3, rounds={"cohort": 4})
