@@ -38,7 +38,7 @@ def local(run_id: str, documents: Documents) -> Iterator[Channel]:
 
 @contextmanager
 def over_ray(run_id: str, documents: Documents) -> Iterator[Channel]:
-    """Needs a Ray that this process is connected to, whose workers can import ``tests``."""
+    """Each silo an actor of its own, on the Ray that ``ray_here`` has connected this process to."""
     from orchestrator.transport.ray_channel import RayChannel
 
     channel = RayChannel(run_id, tuple(documents), {name: str(path) for name, path in documents.items()})
@@ -48,10 +48,9 @@ def over_ray(run_id: str, documents: Documents) -> Iterator[Channel]:
         channel.close()
 
 
-@pytest.fixture(params=["local"])
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow)])
 def channel(request: pytest.FixtureRequest) -> Open:
-    """Every test of this folder runs once for each. With ``pytest.param("ray", marks=pytest.mark.slow)`` it holds
-    for Ray too, where the session has a fixture ``ray_here`` (``tests/integration/conftest.py``)."""
+    """Every test of this folder runs once for each."""
     if request.param == "ray":
         request.getfixturevalue("ray_here")
     return {"local": local, "ray": over_ray}[request.param]

@@ -1,7 +1,6 @@
 """What every channel must do alike: the same job gives the same bits, the same refusals, the same losses."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -154,7 +153,7 @@ def test_a_silo_restarted_in_training_changes_no_bit(
     channel: Open, documents: Documents, tmp_path: Path
 ) -> None:
     """Its work in hand is lost, the driver hears of it, and asks it again."""
-    job, done = job_of({"pause_s": 0.02}, strategy={"name": "scaffold"}), []
+    job, done = job_of({"pause_s": 0.1}, strategy={"name": "scaffold"}), []
 
     async def meddle(silos: Channel, event: Any) -> None:
         if isinstance(event, events.SiloLaunched) and (event.silo, event.version) == ("va", 1) and not done:
@@ -244,9 +243,9 @@ def test_a_silo_answers_while_it_trains_and_can_be_stopped(channel: Open, docume
     async def work(silos: Channel, model: Any) -> None:
         handle = await silos.publish(model)
         call = asyncio.ensure_future(silos.call("va", train(0, handle)))
-        marks, began = set(), time.monotonic()
+        marks: set[Any] = set()
         while len(marks) < 3:
-            assert time.monotonic() - began < 20 and not call.done()
+            assert not call.done(), call
             pong = await silos.call("va", Ping(**HEADER))
             assert isinstance(pong, Progress)
             marks |= {pong.marks} if pong.phase == "training" else set()

@@ -1,8 +1,6 @@
-"""One Ray on this machine for all tests of a session: starting it takes longer than most of them."""
+"""The four hospitals of the heart example and a job for them, as the tests on Ray need them."""
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +9,7 @@ import yaml
 
 from orchestrator.job import Job
 
-REPOSITORY = Path(__file__).parents[2]
-HEART = REPOSITORY / "examples" / "heart_disease"
-
-
-@pytest.fixture(scope="session")
-def ray_here() -> Iterator[Any]:
-    """A local Ray whose workers can import the tests' own tasks."""
-    os.environ["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    with tempfile.TemporaryDirectory(prefix="sr", dir="/tmp") as folder:  # short: sockets allow 107 bytes
-        os.environ["RAY_TMPDIR"] = folder
-        from orchestrator.transport import ray as transport
-
-        transport.connect(None, 4)
-        yield transport
-        transport.shutdown()
-        del os.environ["RAY_TMPDIR"]
+HEART = Path(__file__).parents[2] / "examples" / "heart_disease"
 
 
 @pytest.fixture
