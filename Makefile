@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV = .venv/bin/uv
 BIN = .venv/bin
 
-.PHONY: run test test-all check format clean
+.PHONY: run test test-slow check format clean
 
 run: .venv/.installed
 	$(BIN)/siloray run examples/heart_disease/job.yaml
@@ -11,8 +11,8 @@ run: .venv/.installed
 test: .venv/.installed
 	$(BIN)/pytest -m "not slow"
 
-test-all: .venv/.installed
-	$(BIN)/pytest
+test-slow: .venv/.installed
+	$(BIN)/pytest -m slow
 
 check: .venv/.installed
 	$(BIN)/ruff check .

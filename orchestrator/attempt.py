@@ -1,11 +1,11 @@
 """One attempt at a run: the parts that the driver's phases share, and the words they have in common."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 from orchestrator.calls import Calls
 from orchestrator.core import events
-from orchestrator.core.errors import CannotGoOn, SiloLost
+from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
 from orchestrator.core.events import Event
 from orchestrator.core.messages import Reply, Request, SiloId
 from orchestrator.core.protocols import Channel, Observer
@@ -98,6 +98,11 @@ class Attempt:
         """Why each of these silos is missing."""
         absent = self.enrolment.why_absent
         return "; ".join(f"{silo}: {absent.get(silo, 'did not deliver')}" for silo in sorted(silos))
+
+    def cannot_without(self, silos: Set[SiloId], what: str = "") -> BadInput | CannotGoOn:
+        """The error that ends a run for want of these silos: bad input where the data of one is at fault."""
+        why = what + self.whys(silos)
+        return BadInput(why) if silos & self.enrolment.bad_data else CannotGoOn(why)
 
     async def disk_full(self, why: str) -> None:
         """A commit waits for space; training goes on until the next round wants to close."""

@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,9 @@ class DiskFull(OSError):
         super().__init__(
             errno.ENOSPC, f"disk full: {needed_bytes:,} bytes needed, {free_bytes:,} free", str(path)
         )
+
+    def __str__(self) -> str:
+        return f"{self.strerror}: {self.filename}"
 
 
 class FileSystem(Protocol):
@@ -118,3 +121,17 @@ def naming_full(fs: FileSystem, path: Path, needed_bytes: int) -> Iterator[None]
         if error.errno not in NO_SPACE or isinstance(error, DiskFull):
             raise
         raise DiskFull(path, needed_bytes, fs.free_bytes(path.parent)) from error
+
+
+def put(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all, in place of an older one. Raises DiskFull."""
+    data = text.encode()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with naming_full(OsFileSystem(), path, len(data)):
+            unfinished.write_bytes(data)
+            unfinished.replace(path)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise

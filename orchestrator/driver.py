@@ -205,7 +205,7 @@ class Driver:
                 raise CannotGoOn(f"{call.silo}: {reply.reason}")
             case Refused():
                 self.attempt.refuse(call.silo, call.request.version, reply.code, reply.reason)
-                self.enrolment.why_absent[call.silo] = f"{reply.code}: {reply.reason}"
+                self.enrolment.refused(call.silo, reply)
                 self.rounds.declined(call.silo)
             case _:
                 self.attempt.refuse(
@@ -361,9 +361,8 @@ class Driver:
         if awaited & self.enrolment.pending:
             self.attempt.wait(self.rounds.version, awaited, "the round needs their updates")
         else:
-            raise CannotGoOn(
-                f"version {self.rounds.version} cannot be trained on: {self.attempt.whys(awaited)}"
-            )
+            what = f"version {self.rounds.version} cannot be trained on: "
+            raise self.attempt.cannot_without(awaited, what)
 
     # words to others
 

@@ -10,6 +10,7 @@ from orchestrator.core.errors import SiloLost
 from orchestrator.core.messages import Evaluate, Evaluated, Leave, SiloId
 from orchestrator.core.metrics import MetricSums
 from orchestrator.gate import unsound
+from orchestrator.store import DiskFull
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +42,22 @@ async def fail(attempt: Attempt, exit_code: int, reason: str) -> Outcome:
 
 def _close(attempt: Attempt, status: str, reason: str, digest: str) -> None:
     best = attempt.board.best
-    attempt.emit(
-        events.RunClosed(
-            status=status,
-            reason=reason,
-            version=attempt.model.version,
-            parameters_digest=digest,
-            best_version=best[0] if best else None,
-            best_metric=attempt.job.stop.metric if best else None,
-            best_value=best[1] if best else None,
-            never_contributed=sorted(set(attempt.job.silos) - attempt.folded.keys()),
-        )
+    closed = events.RunClosed(
+        status=status,
+        reason=reason,
+        version=attempt.model.version,
+        parameters_digest=digest,
+        best_version=best[0] if best else None,
+        best_metric=attempt.job.stop.metric if best else None,
+        best_value=best[1] if best else None,
+        never_contributed=sorted(set(attempt.job.silos) - attempt.folded.keys()),
     )
+    try:
+        attempt.emit(closed)
+    except DiskFull:
+        if status != "failed":
+            raise
+        attempt.observe(closed)  # for want of space, the world is told without a record
 
 
 async def _evaluate_last(attempt: Attempt) -> None:

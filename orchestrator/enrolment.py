@@ -31,6 +31,8 @@ class Enrolment:
     joined: dict[SiloId, Joined] = field(default_factory=dict)
     declined: dict[SiloId, Refused] = field(default_factory=dict)
     why_absent: dict[SiloId, str] = field(default_factory=dict)
+    bad_data: set[SiloId] = field(default_factory=set)
+    """Silos whose own data is at fault: what a person has to mend before the run can go on."""
     fingerprints: dict[SiloId, str] = field(default_factory=dict)
     """First seen in this run, also before a resumption."""
     schema_digest: str | None = None
@@ -53,6 +55,12 @@ class Enrolment:
         self.why_absent[silo] = why
         if silo not in self._tasks and silo not in self.declined:
             self._tasks[silo] = asyncio.create_task(self._seek(silo))
+
+    def refused(self, silo: SiloId, reply: Refused) -> None:
+        """The silo answered that it will not, or cannot."""
+        self.why_absent[silo] = f"{reply.code}: {reply.reason}"
+        if reply.code == "data":
+            self.bad_data.add(silo)
 
     def close(self) -> None:
         for task in self._tasks.values():
@@ -98,7 +106,7 @@ class Enrolment:
             reply = self._checked(silo, reply)
         if isinstance(reply, Refused):
             self.declined[silo] = reply
-            self.why_absent[silo] = f"{reply.code}: {reply.reason}"
+            self.refused(silo, reply)
             return
         self.why_absent.pop(silo, None)
         self.joined[silo] = reply

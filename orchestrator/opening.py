@@ -5,7 +5,7 @@ from typing import cast
 
 from orchestrator.attempt import Attempt
 from orchestrator.core import events
-from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
+from orchestrator.core.errors import CannotGoOn, SiloLost
 from orchestrator.core.events import EVENT, Event
 from orchestrator.core.messages import Initial, Joined, Piece
 from orchestrator.core.vector import Parts
@@ -80,19 +80,13 @@ class Opening:
                 return False
         self.attempt.go_on()
         if not self._enough():
-            self._refuse_to_begin()
+            raise self.attempt.cannot_without(set(self.job.silos) - self.enrolment.online)
         check_schema(self.enrolment.joined)
         return True
 
     def _enough(self) -> bool:
         online, policy = self.enrolment.online, self.job.policy
         return policy.required <= online and len(online) >= policy.min_updates
-
-    def _refuse_to_begin(self) -> None:
-        why = self.attempt.whys(set(self.job.silos) - self.enrolment.online)
-        if any(refusal.code == "data" for refusal in self.enrolment.declined.values()):
-            raise BadInput(why)
-        raise CannotGoOn(why)
 
     async def _make_model(self) -> None:
         """Version 0: every silo makes it from the job's seed, so the first one is asked."""

@@ -1,7 +1,6 @@
 """What a run came to, made from its journal alone: pure in `summarise`, one file in `write_summary`."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from orchestrator.core.events import (
     UpdateRefused,
     VersionEvaluated,
 )
+from orchestrator.disk import put
 from orchestrator.journal import read_journal
 
 JOURNAL = "journal.jsonl"
@@ -35,10 +35,7 @@ _KNOWN = {"run_opened", "rewound", "run_closed", "silo_joined", "silo_down", "up
 def write_summary(run_dir: Path) -> dict[str, Any]:
     """Makes ``summary.json`` from the run's journal, in place of an older one, and returns it."""
     summary = read_summary(run_dir)
-    text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-    unfinished = run_dir / f".{SUMMARY}.{os.getpid()}"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(run_dir / SUMMARY)
+    put(run_dir / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
     return summary
 
 

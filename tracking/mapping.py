@@ -72,13 +72,8 @@ class Mapper:
                 self._codes[event.code] += 1
             case Waiting():
                 self._waiting = True
-                return {
-                    RUN: Rows(
-                        tags={
-                            "siloray.status": f"waiting for {', '.join(event.silos)}: {event.why}"[:MAX_TAG]
-                        }
-                    )
-                }
+                whom = ", ".join(event.silos) or "space"
+                return {RUN: Rows(tags={"siloray.status": f"waiting for {whom}: {event.why}"[:MAX_TAG]})}
             case RoundClosed():
                 return self._close_round(event)
             case VersionEvaluated():

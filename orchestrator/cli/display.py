@@ -119,7 +119,8 @@ def sentence(event: Event, view: View) -> str:
             return f"{event.silo} refused in round {view.round} {why}"
         case Waiting():
             until = words.duration(event.until_s)
-            return f"waiting for {words.some(event.silos)}: {words.one_line(event.why)}; gives up in {until}"
+            whom = words.some(event.silos) or "space"
+            return f"waiting for {whom}: {words.one_line(event.why)}; gives up in {until}"
     return ""
 
 
@@ -200,9 +201,9 @@ def _foot(view: View) -> str:
     if hidden > 0:
         parts.append(f"and {hidden} more silos")
     waits = view.waits_for()
-    if waits:
+    if waits or view.waiting:
         why = f": {words.one_line(view.waiting.why)}" if view.waiting else ""
-        parts.append(f"waits for {words.some(waits)}{why}")
+        parts.append(f"waits for {words.some(waits) or 'space'}{why}")
     if view.num_refused or view.num_lost:
         parts.append(f"{view.num_refused} refused, {view.num_lost} lost so far")
     return " · ".join(parts)

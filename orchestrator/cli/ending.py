@@ -12,12 +12,13 @@ from orchestrator.cli.run_handle import Outcome
 from orchestrator.cli.tables import print_silos
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event
-from orchestrator.summary import SUMMARY, summarise, write_summary
+from orchestrator.disk import DiskFull
+from orchestrator.summary import SUMMARY, read_summary, summarise, write_summary
 
 
 def conclude(run_dir: Path, outcome: Outcome, durable: Iterable[Event], as_json: bool) -> None:
     """Say how the run ended. Where its directory is on this machine, see that its summary is there."""
-    summary = write_summary(run_dir) if (run_dir / JOURNAL).is_file() else summarise(durable)
+    summary = _summary(run_dir, durable)
     say: Display = JsonLines() if as_json else Lines()
     if not as_json and summary["silos"]:
         print_silos(summary)
@@ -25,6 +26,15 @@ def conclude(run_dir: Path, outcome: Outcome, durable: Iterable[Event], as_json:
     failures.say(head) if outcome.status == "failed" else say.tell(head)
     for line in rest:
         say.tell(line)
+
+
+def _summary(run_dir: Path, durable: Iterable[Event]) -> dict[str, Any]:
+    if not (run_dir / JOURNAL).is_file():
+        return summarise(durable)
+    try:
+        return write_summary(run_dir)
+    except DiskFull:
+        return read_summary(run_dir)
 
 
 def closing(run_dir: Path, outcome: Outcome, summary: Mapping[str, Any]) -> list[str]:

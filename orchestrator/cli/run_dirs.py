@@ -2,13 +2,13 @@
 
 import difflib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.words import some
 from orchestrator.core.errors import BadInput
+from orchestrator.disk import put
 from orchestrator.lease import has_driver as has_driver
 
 JOURNAL = "journal.jsonl"
@@ -52,9 +52,7 @@ def _active(folder: Path) -> float:
 def note_command(run_dir: Path, command: Mapping[str, Any]) -> None:
     """Keeps how the run was started, for ``resume``."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    unfinished = run_dir / f".{COMMAND}.{os.getpid()}"
-    unfinished.write_text(json.dumps(command, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(run_dir / COMMAND)
+    put(run_dir / COMMAND, json.dumps(command, indent=1) + "\n")
 
 
 def read_command(run_dir: Path) -> dict[str, Any]:

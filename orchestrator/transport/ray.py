@@ -28,6 +28,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from orchestrator.core.errors import BadInput, CannotGoOn
+from orchestrator.disk import put
 from orchestrator.ending import Outcome
 from orchestrator.job import Job
 from orchestrator.lease import has_driver
@@ -171,7 +172,7 @@ def start(job: Job, options: RunOptions) -> RayRun:
     _dismiss_finished(run_id)
     actor = remote_driver(assignment, NAMESPACE, _driver_placement())
     note = {"address": ray.get_runtime_context().gcs_address}
-    (run_dir / "ray.json").write_text(json.dumps(note), encoding="utf-8")
+    put(run_dir / "ray.json", json.dumps(note))
     return RayRun(run_id, run_dir, actor, num_opened)
 
 
@@ -279,13 +280,20 @@ def connect(address: str | None, num_silos: int) -> None:
                 f"--address {address}: no Ray cluster answers there ({_first_line(error)})"
             ) from None
         return
-    ray.init(
-        address="local",
-        num_cpus=max(1, min(num_silos + 1, os.cpu_count() or 1)),
-        include_dashboard=False,
-        _temp_dir=os.environ.get("RAY_TMPDIR"),
-        **quiet,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(1, min(num_silos + 1, os.cpu_count() or 1)),
+            include_dashboard=False,
+            _temp_dir=os.environ.get("RAY_TMPDIR"),
+            **quiet,
+        )
+    except Exception as error:
+        if "timed out" not in str(error):
+            raise
+        raise CannotGoOn(
+            f"Ray did not start on this machine in time; is it busy? Give the command again ({_first_line(error)})"
+        ) from None
 
 
 def _hush() -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import ray
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event
+from orchestrator.disk import put
 from orchestrator.driver import Driver
 from orchestrator.ending import Outcome
 from orchestrator.job import Job
@@ -131,13 +133,14 @@ class DriverActor:
             if self._stop is not None:
                 driver.request_stop(self._stop)
         outcome = await driver.run()
-        write_summary(run_dir)
+        with suppress(DiskFull):  # it can be made again from the journal
+            write_summary(run_dir)
         channel.close()
         return outcome
 
     def _prepare(self, run_dir: Path, job: Job) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "job.json").write_text(json.dumps(job.model_dump(mode="json"), indent=1), encoding="utf-8")
+        put(run_dir / "job.json", json.dumps(job.model_dump(mode="json"), indent=1))
         with self._changed:
             for event in read_journal(run_dir / "journal.jsonl")[0]:
                 self._add(event)

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,36 @@ from orchestrator.core.events import EVENT
 from orchestrator.core.faults import FAULT_POINTS
 from orchestrator.journal import read_journal
 from tests.integration.conftest import write_silos
-from tests.support.commands import Command, gone, session
+from tests.support.commands import LIMIT_S, Command, gone, session
 from tests.support.federation import double_counts
 
 pytestmark = pytest.mark.slow
 
 TOTAL = 6
+STEPS = 12
+SLOW_S = 0.06
+"""Pause per step where a test interferes: a round of 0.7 s."""
+
+ENDED_S = 10.0
+"""How long the last processes of a command that has ended may need."""
+
+ORPHANED_S = 15.0
+"""The same for driver and silos of a command that was killed."""
+
 HELPERS_S = 100.0
 """Two helpers of a killed Ray look for its head for a minute before they end."""
 
-Start = Callable[..., Command]
-
 
 class Place:
-    """A folder with the heart federation, in which commands are given."""
+    """A folder with two hospitals' federation, in which commands are given. Pauses change no bit of the result."""
 
-    def __init__(self, folder: Path, **sections: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         write_silos(folder / "silos")
-        self.write_job(**sections)
+        self.write_job()
         self.commands: list[Command] = []
 
-    def write_job(self, total: int = TOTAL, pause_s: float = 0.03) -> None:
+    def write_job(self, total: int = TOTAL, pause_s: float = 0.0) -> None:
         document = {
             "name": "slow-heart",
             "task": {
@@ -48,9 +57,9 @@ class Place:
                 "dataset": "heart",
                 "options": {"pause_s": pause_s},
             },
-            "silos": ["cleveland", "hungarian", "switzerland", "va"],
+            "silos": ["cleveland", "va"],
             "rounds": {"total": total, "patience_s": 20},
-            "local": {"steps": 12, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.03}},
+            "local": {"steps": STEPS, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.03}},
             "stop": {"metric": "accuracy"},
         }
         (self.folder / "job.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
@@ -66,6 +75,11 @@ class Place:
     def beside(self, name: str, *more: str) -> Command:
         """Another command about the last run."""
         return self.give(name, "last", "--runs-dir", "runs", *more)
+
+    def folders(self) -> set[str]:
+        """Names of all runs."""
+        runs = self.folder / "runs"
+        return {each.name for each in runs.iterdir()} if runs.is_dir() else set()
 
     @property
     def run_dir(self) -> Path:
@@ -87,26 +101,53 @@ class Place:
         assert closed == list(range(1, total + 1))
         assert double_counts([EVENT.validate_python(line) for line in lines]) == []
 
+    def close(self) -> None:
+        for command in self.commands:
+            command.close()
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path)
     yield made
-    for command in made.commands:
-        command.close()
+    made.close()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Digest of the job that nobody disturbs."""
     made = Place(tmp_path_factory.mktemp("undisturbed"))
-    command = made.run()
     try:
+        command = made.run()
         assert command.end() == 0, command.told
-        assert gone(command.pid, 5.0) < 5.0, "a command that has ended leaves no process"
+        gone(command.pid, ENDED_S)
     finally:
-        command.close()
+        made.close()
     return str(made.summary["parameters_digest"])
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A command after SIGKILL, and what was running then."""
+
+    pid: int
+    num_processes: int
+    at: float
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
+    """Its helpers end while other tests run."""
+    made = Place(tmp_path_factory.mktemp("killed"))
+    made.write_job(pause_s=SLOW_S)
+    try:
+        command = made.run()
+        command.until("round 2/")
+        found = Killed(command.pid, len(session(command.pid)), time.monotonic())
+        os.kill(command.pid, signal.SIGKILL)
+        yield found
+    finally:
+        made.close()
 
 
 def is_helper(name: str) -> bool:
@@ -114,31 +155,28 @@ def is_helper(name: str) -> bool:
     return name.startswith(("ray::DashboardA", "ray::RuntimeEnv"))
 
 
+def test_nothing_that_trains_is_left_of_a_killed_command(killed: Killed) -> None:
+    """The driver and the silos end by themselves in seconds."""
+    assert killed.num_processes > 6, "command, head, node, driver, two silos"
+    gone(killed.pid, ORPHANED_S, but=is_helper)
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_command_killed_anywhere_is_given_again(place: Place, undisturbed: str, seed: int) -> None:
     """SIGKILL at a random moment, the same command at once: the same run, the same bits, nothing left behind."""
     draw = random.Random(seed)
-    killed = place.run()
-    killed.until(f"round {draw.randint(1, TOTAL - 1)}/{TOTAL}:")
-    time.sleep(draw.uniform(0, 0.5))
-    os.kill(killed.pid, signal.SIGKILL)
+    place.write_job(pause_s=SLOW_S)
+    first = place.run()
+    first.until(f"round {draw.randint(1, TOTAL - 3)}/{TOTAL}:")
+    time.sleep(draw.uniform(0, STEPS * SLOW_S))
+    os.kill(first.pid, signal.SIGKILL)
     again = place.run()
-    assert gone(killed.pid, 15.0, but=is_helper) < 15.0
+    gone(first.pid, ORPHANED_S, but=is_helper)
     assert again.end() == 0, again.told
     assert "goes on from version" in again.out
     place.check(undisturbed)
     assert place.summary["resumed"] == 1 and place.summary["redone_rounds"] <= 1
-    assert gone(again.pid, 5.0) < 5.0
-
-
-def test_nothing_is_left_of_a_killed_command(place: Place) -> None:
-    """Ray's processes end by themselves: the driver and the silos in seconds, two helpers within 100 s."""
-    killed = place.run()
-    killed.until("round 2/")
-    assert len(session(killed.pid)) > 8, "command, head, node, driver, four silos"
-    os.kill(killed.pid, signal.SIGKILL)
-    seconds = gone(killed.pid, 15.0, but=is_helper), gone(killed.pid, HELPERS_S)
-    print(f"driver and silos gone after {seconds[0]:.1f} s, helpers {seconds[1]:.1f} s later")
+    gone(again.pid, ENDED_S)
 
 
 @pytest.mark.parametrize("point", FAULT_POINTS)
@@ -158,8 +196,8 @@ def test_killed_at_a_fault_point(place: Place, undisturbed: str, point: str) -> 
 
 
 def nth(point: str) -> int:
-    """Which passage lies in round 2: four silos are launched and answer in each."""
-    return {"silo.launched": 6, "update.arrived": 6, "journal.appended": 9}.get(point, 2)
+    """Which passage lies in round 2: two silos are launched and answer in each, after four lines of the journal."""
+    return {"silo.launched": 3, "update.arrived": 3, "journal.appended": 6}.get(point, 2)
 
 
 def test_json_stays_json_when_the_driver_dies(place: Place, undisturbed: str) -> None:
@@ -176,29 +214,59 @@ def test_a_signal_ends_the_round_and_the_run_goes_on_later(
     place: Place, undisturbed: str, number: signal.Signals
 ) -> None:
     """Ctrl-C reaches the whole process group, as in a terminal; SIGTERM the command alone. Exit code 3."""
+    place.write_job(pause_s=SLOW_S)
     command = place.run()
     command.until("round 2/")
     command.send_all(number) if number is signal.SIGINT else command.send(number)
     assert command.end(30) == 3, command.told
     assert "go on    siloray resume" in command.out and len(command.errors) == 1, command.told
-    assert gone(command.pid, 5.0) < 5.0
+    gone(command.pid, ENDED_S)
     assert place.summary["status"] == "stopped" and 2 <= len(place.summary["versions"]) < TOTAL
     again = place.beside("resume")
     assert again.end() == 0, again.told
     place.check(undisturbed)
 
 
-@pytest.mark.parametrize("after_s", [2.0, 4.0, 6.0])
-def test_a_signal_while_the_run_starts(place: Place, undisturbed: str, after_s: float) -> None:
-    """Ctrl-C before the first round: exit code 3, nothing left, and the same command works."""
-    command = place.run()
-    time.sleep(after_s)
-    command.send_all(signal.SIGINT)
-    assert command.end(60) == 3, command.told
-    assert gone(command.pid, 5.0, but=is_helper) < 5.0
-    assert place.run().end() == 0
+def test_signals_while_the_run_starts(place: Place, undisturbed: str) -> None:
+    """Ctrl-C before the first round, again and again: exit code 3, nothing left, and then the same command works."""
+    place.write_job(pause_s=SLOW_S)
+    for moment in (after(0.0), after(1.5), after(3.0), a_run_has_a_folder, a_silo_has_joined):
+        command = place.run()
+        moment(place, command)
+        command.send_all(signal.SIGINT)
+        assert command.end(60) == 3, command.told
+        assert "Traceback" not in command.told, command.told
+        gone(command.pid, ENDED_S, but=is_helper)
+    last = place.run()
+    assert last.end() == 0, last.told
     newest = max((place.folder / "runs").iterdir())
     assert json.loads((newest / "summary.json").read_text())["parameters_digest"] == undisturbed
+
+
+def after(pause_s: float) -> Callable[[Place, Command], None]:
+    """So long after the command has begun to start Ray."""
+
+    def wait(place: Place, command: Command) -> None:
+        wait_until(lambda: any("starting Ray" in line for line in command.errors))
+        time.sleep(pause_s)
+
+    return wait
+
+
+def a_run_has_a_folder(place: Place, command: Command) -> None:
+    known = place.folders()
+    wait_until(lambda: place.folders() > known)
+
+
+def a_silo_has_joined(place: Place, command: Command) -> None:
+    command.until(" joined: ")
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_the_second_ctrl_c_leaves_at_once(place: Place) -> None:
@@ -209,17 +277,15 @@ def test_the_second_ctrl_c_leaves_at_once(place: Place) -> None:
     time.sleep(2)
     command.send_all(signal.SIGINT)
     command.until("again to leave at once")
-    began = time.monotonic()
     command.send_all(signal.SIGINT)
     assert command.end(30) == 3, command.told
-    assert time.monotonic() - began < 15
     assert len(command.errors) == 2 and "Traceback" not in command.told, command.told
-    assert gone(command.pid, 5.0) < 5.0
+    gone(command.pid, ENDED_S)
 
 
 def test_other_commands_beside_a_running_one(place: Place) -> None:
     """list, show, silos, watch and stop from other processes; a second driver of the run is refused."""
-    place.write_job(total=200)
+    place.write_job(total=1000, pause_s=SLOW_S)
     running = place.run()
     running.until("round 1/")
     watching = place.beside("watch")
@@ -234,8 +300,6 @@ def test_other_commands_beside_a_running_one(place: Place) -> None:
     assert listed["status"] == "running" and listed["run_id"] == place.run_dir.name == shown["run_id"]
     assert {silo["name"]: silo["datasets"]["heart"]["train"] for silo in silos} == {
         "cleveland": 199,
-        "hungarian": 172,
-        "switzerland": 30,
         "va": 85,
     }
     for second in (place.run(), place.beside("resume")):
@@ -249,7 +313,8 @@ def test_other_commands_beside_a_running_one(place: Place) -> None:
     assert running.end(30) == 3 and len(running.errors) == 1, running.told
     assert watching.end(30) == 3 and not watching.errors, watching.told
     assert place.summary["status"] == "stopped"
-    assert all(gone(command.pid, 10.0) < 10.0 for command in place.commands)
+    for command in place.commands:
+        gone(command.pid, ENDED_S)
     for late in ("stop", "watch"):
         refused = place.beside(late)
         assert refused.end(30) == 2 and "goes on with it" in refused.err, refused.told
@@ -258,7 +323,7 @@ def test_other_commands_beside_a_running_one(place: Place) -> None:
 
 def test_leaving_a_watch_leaves_the_run_alone(place: Place) -> None:
     """Ctrl-C in a watch ends the watch; a watch also ends when the run's Ray is killed, within seconds."""
-    place.write_job(total=200)
+    place.write_job(total=1000, pause_s=SLOW_S)
     running = place.run()
     running.until("round 1/")
     leaving, staying = place.beside("watch"), place.beside("watch")
@@ -268,7 +333,10 @@ def test_leaving_a_watch_leaves_the_run_alone(place: Place) -> None:
     staying.until("round ")
     assert running.process.poll() is None
     os.kill(running.pid, signal.SIGKILL)
-    began = time.monotonic()
     assert staying.end(30) == 4, staying.told
-    assert time.monotonic() - began < 15
     assert len(staying.errors) == 1 and "goes on with the run" in staying.err, staying.told
+
+
+def test_nothing_at_all_is_left_of_a_killed_command(killed: Killed) -> None:
+    """Two helpers of Ray are the last to end by themselves."""
+    gone(killed.pid, max(ENDED_S, killed.at + HELPERS_S - time.monotonic()))

@@ -629,6 +629,34 @@ def test_28_in_sync_a_silo_that_never_answers_ends_the_run_with_its_name(tmp_pat
     assert ended.seconds < 10
 
 
+class Broken:
+    """Finds a sample that cannot be read when it trains version 2."""
+
+    def __init__(self, silo: Any) -> None:
+        self.silo = silo
+
+    def handle(self, request: Request) -> Reply:
+        if isinstance(request, Train) and request.version == 2:
+            return Refused(silo="s2", code="data", reason="scans.parquet, row 17: no image")
+        return self.silo.handle(request)
+
+
+@pytest.mark.parametrize("quorum", [False, True], ids=["all needed", "quorum"])
+def test_bad_data_found_in_training_is_bad_input(tmp_path: Path, quorum: bool) -> None:
+    """Exit code 2 with the place, if the round needs that silo; the version before is kept."""
+    makers: dict[str, Any] = dict(silo_makers(sites(problems(), tmp_path / "silos")))
+    honest = makers["s2"]
+    job = fault_job("fedavg") if quorum else job_of(problems())
+    ended = federate(job, {**makers, "s2": lambda: Broken(honest())}, tmp_path)
+    assert ("s2", 2, "data") in ended.refusals
+    if quorum:
+        assert ended.outcome.status == "done"
+        assert [("s2" in names) for names in ended.contributors] == [True, True, False, True]
+    else:
+        assert ended.outcome.exit_code == 2 and "s2: data: scans.parquet, row 17" in ended.outcome.reason
+        assert [closed.version for closed in ended.rounds] == [1, 2]
+
+
 # Joining
 
 
