@@ -53,12 +53,37 @@ class Signals:
             first(show)
 
 
+class Interrupt:
+    """Ctrl-C or SIGTERM while the run starts: noted, and raised as KeyboardInterrupt where nothing is half done. Ray
+    drops what a handler raises amid its calls, or ends with a segmentation fault. The second is raised at once."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def watch(self) -> None:
+        """Be the handler (again: Ray sets one of its own for SIGTERM); raise what came before."""
+        for number in _SIGNALS:
+            signal.signal(number, self)
+        self.check()
+
+    def check(self) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.check()
+        self.came = True
+
+
 @contextmanager
 def _counting(first: Callable[[Display], None]) -> Iterator[Signals]:
     """Enter it after Ray has started: Ray sets a handler of its own for SIGTERM."""
     signals = Signals(first)
     before = {number: signal.signal(number, signals) for number in _SIGNALS}
     try:
+        for handler in before.values():
+            if isinstance(handler, Interrupt):
+                handler.check()
         yield signals
     finally:
         for number, handler in before.items():

@@ -1,11 +1,9 @@
 """A run on the command line, from its start to its exit code."""
 
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import typer
@@ -13,6 +11,7 @@ import typer
 from orchestrator.cli import run_dirs
 from orchestrator.cli.display import Display
 from orchestrator.cli.failures import STOPPED, say
+from orchestrator.cli.follow import Interrupt
 from orchestrator.cli.run_handle import Run
 from orchestrator.core.errors import BadInput
 from orchestrator.job import Job
@@ -111,6 +110,8 @@ def _check(command: Command, job: Job) -> None:
 def _start(command: Command, job: Job) -> Run:
     where = f"the cluster at {command.address}" if command.address else "this machine"
     typer.echo(f"{job.name}: {len(job.silos)} silos on {where}; starting Ray", err=True)
+    interrupt = Interrupt()
+    interrupt.watch()
     from orchestrator.transport import ray as transport
 
     options = transport.RunOptions(
@@ -123,28 +124,11 @@ def _start(command: Command, job: Job) -> Run:
         tracking_uri=command.tracking_uri if command.track else None,
         track=command.track,
     )
-    interrupt = _Interrupt()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
     try:
-        run = transport.start(job, options)
-        if interrupt.came:
-            raise KeyboardInterrupt
-        return run
+        return transport.start(job, options, connected=interrupt.watch)
     except BaseException:
         transport.shutdown()
         raise
-
-
-class _Interrupt:
-    """Ctrl-C or SIGTERM while Ray starts. At some moments, such as a fork, Python drops what a handler raises."""
-
-    def __init__(self) -> None:
-        self.came = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        raise KeyboardInterrupt
 
 
 def attend(run: Run, run_dir: Path, began: float, as_json: bool) -> int:

@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,14 +145,16 @@ class RayRun:
         return CannotGoOn(f"the driver of {self.run_id} does not answer ({why}); {go_on}")
 
 
-def start(job: Job, options: RunOptions) -> RayRun:
-    """Connect to Ray, and start or find the driver of this job's unfinished run, or of a new one."""
+def start(job: Job, options: RunOptions, connected: Callable[[], None] = lambda: None) -> RayRun:
+    """Connect to Ray, and start or find the driver of this job's unfinished run, or of a new one. ``connected`` is
+    called as soon as Ray is there."""
     documents = _documents(job, options)
     run_id = options.run_id or _unfinished(job, options) or _new_id(job)
     run_dir = options.runs_dir / run_id
     if options.address is None:
         _refuse_if_running(run_dir)
     connect(options.address, len(job.silos))
+    connected()
     if documents is None:
         check_nodes(job.silos)
     code = [str(options.job_file.parent), os.getcwd()] if documents is not None else []
