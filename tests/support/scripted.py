@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,8 +205,9 @@ def transport() -> types.ModuleType:
     module = types.ModuleType("orchestrator.transport.ray")
     module.asked = []
 
-    def start(job: Any, options: RunOptions) -> ScriptedRun:
+    def start(job: Any, options: RunOptions, connected: Callable[[], None]) -> ScriptedRun:
         module.asked.append(options)
+        connected()
         script = os.environ.get("SCRIPT", "")
         if script == "cannot":
             raise CannotGoOn("va did not join within 120 s")
