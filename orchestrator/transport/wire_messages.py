@@ -1,0 +1,79 @@
+"""The messages of `orchestrator.core.messages` as JSON text; their vectors travel beside it, as columns.
+
+Only these messages exist: what arrives is validated against the fields of its class, strictly.
+"""
+
+import dataclasses
+from functools import cache
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from orchestrator.core import messages
+from orchestrator.core.messages import Reply, Request
+from orchestrator.core.vector import Packet
+from orchestrator.transport.wire import CONTEXT, WireError, first_flaw
+
+_REQUESTS = ("Join", "Initial", "Train", "Evaluate", "Fetch", "Ping", "Stop", "Leave")
+_REPLIES = ("Joined", "Update", "Evaluated", "Progress", "Piece", "Refused")
+_VECTORS = {"Train": "model", "Evaluate": "model", "Update": "packet", "Piece": "packet"}
+"""Fields that are no JSON: the model that a silo fetches, and the vectors of a reply."""
+_STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
+MAX_REASON = 2_000
+"""Characters: it goes into the journal."""
+_Int = Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]
+"""Python's own have no bounds: one of some thousand digits cannot be written into the journal any more."""
+_BOUNDED: dict[Any, Any] = {int: _Int, dict[str, int]: dict[str, _Int]}
+
+
+@cache
+def _model_of(kind: str) -> type[BaseModel]:
+    message = getattr(messages, kind)
+    hints = get_type_hints(message)
+    names = {each.name for each in dataclasses.fields(message)} - {_VECTORS.get(kind)}
+    fields: dict[str, Any] = {name: (_BOUNDED.get(hints[name], hints[name]), ...) for name in names}
+    return create_model(kind, __config__=_STRICT, **fields)
+
+
+def kind_of(message: Request | Reply) -> str:
+    return type(message).__name__
+
+
+def text_of(message: Request | Reply) -> str:
+    """The message without its vectors."""
+    model = _model_of(kind_of(message))
+    return model(**{name: getattr(message, name) for name in model.model_fields}).model_dump_json()
+
+
+def context_of(message: Request | Reply) -> dict[str, Any]:
+    """What the frame's header repeats."""
+    return {name: value for name in CONTEXT if (value := getattr(message, name, None)) is not None}
+
+
+def request_of(kind: str, text: str, model: Any = None) -> Request:
+    """Raises `WireError`."""
+    request: Request = _message(kind, text, _REQUESTS, model)
+    return request
+
+
+def reply_of(kind: str, text: str, packet: Packet | None = None) -> Reply:
+    """Raises `WireError`."""
+    reply: Reply = _message(kind, text, _REPLIES, packet)
+    return reply
+
+
+def _message(kind: str, text: str, known: tuple[str, ...], vectors: Any) -> Any:
+    if kind not in known:
+        raise WireError("unknown", f"no message '{kind[:40]}'")
+    model = _model_of(kind)
+    try:
+        fields = dict(model.model_validate_json(text))
+    except ValidationError as error:
+        raise WireError("header", f"{kind}: {first_flaw(error)}") from None
+    if kind in _VECTORS:
+        fields[_VECTORS[kind]] = vectors if vectors or kind != "Piece" else {}
+    elif vectors:
+        raise WireError("schema", f"{kind} with vectors")
+    if kind == "Refused":
+        fields["reason"] = fields["reason"][:MAX_REASON]
+    return getattr(messages, kind)(**fields)
