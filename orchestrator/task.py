@@ -63,7 +63,7 @@ def _check_classes(classes: tuple[str | int, ...], num_classes: int) -> None:
 
 def own(name: str) -> str:
     """Check a ``module:Class`` name."""
-    if not OWN.match(name):
+    if not OWN.fullmatch(name):
         raise ValueError(f"expected 'module:Class', got '{name}'")
     return name
 

@@ -21,20 +21,32 @@ from silos.silo import Silo
 
 IO_THREADS = 4
 
+PACKAGES = "/runtime_resources/working_dir_files/"
+"""Where Ray unpacks the folders of submitted jobs."""
+
+SILO_LABEL = "siloray.silo"
+"""The label by which a site's administrator says whose node it is."""
+
 
 class SiloActor:
     """One silo's process on its own node."""
 
     def __init__(self, name: str, silo_yaml: str | None, code: Sequence[str] = ()) -> None:
+        if silo_yaml is None:
+            _leave_package()
         sys.path.extend(folder for folder in code if folder not in sys.path)
         threading.Thread(target=_preload, daemon=True).start()
         self.name = name
         self._silo: Silo | None = None
         self._wrong = ""
         try:
+            _check_node(name)
             self._silo = Silo(site_here(name, silo_yaml))
         except BadInput as error:
             self._wrong = str(error)
+
+    def __repr__(self) -> str:
+        return f"silo {self.name}"
 
     def handle(self, request: Request, model: Any = None) -> Reply:
         """Join, train, evaluate. ``model`` is the broadcast, read from the object store without a copy."""
@@ -61,6 +73,22 @@ class SiloActor:
     def place(self) -> tuple[str, int]:
         """Node id and process id."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def _check_node(name: str) -> None:
+    """Whoever placed this process here may be mistaken; the node's own label is not."""
+    owner = ray.get_runtime_context().get_node_labels().get(SILO_LABEL, name)
+    if owner != name:
+        raise BadInput(f"this node belongs to the silo '{owner}' by its label, not to '{name}'")
+
+
+def _leave_package() -> None:
+    """A submitted job has the folder that came with it on the path of all its processes, and this one outlives the
+    job. Tasks and models of the user's own are those that are installed at the silo."""
+    package = os.getcwd()
+    if PACKAGES in package and not __file__.startswith(package):
+        sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder or ".") != package]
+        os.chdir("/")
 
 
 def _preload() -> None:

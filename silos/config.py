@@ -1,11 +1,21 @@
 """``silo.yaml``: what an organisation says about its data, rules and machine. It never leaves the silo."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from orchestrator.core import document
+from silos import hours
 
 
 class _Spec(BaseModel, frozen=True, extra="forbid"):
@@ -87,21 +97,66 @@ class DatasetConfig(_Spec, frozen=True):
         return self.columns.get(column, column)
 
 
+class RequiredStep(_Spec, frozen=True):
+    """A privacy step that a job must have."""
+
+    name: str
+    max_norm: float | None = Field(default=None, gt=0)
+    """Largest bound that it may have."""
+
+
+def _step(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _checked_window(text: str) -> str:
+    hours.parse(text)
+    return text
+
+
+def _checked_zone(name: str) -> str:
+    hours.zone(name)
+    return name
+
+
 class Policy(_Spec, frozen=True):
     """What a driver may ask of this silo. The silo applies it; a driver can only ask."""
 
+    allow_jobs: tuple[str, ...] = ("*",)
+    """Globs over names of jobs."""
     allow_tasks: tuple[str, ...] = ("tabular", "image_classification")
     """Built-in tasks; a task of the user's own is a matter of ``allow_code``."""
     allow_strategies: tuple[str, ...] | Literal["all"] = "all"
     allow_code: tuple[str, ...] = ()
     """Modules (with their submodules) of which code may run here."""
+    approval: Literal["required", "none"] = "none"
+    """``required``: a job runs once somebody at the silo has approved it (``siloray approve``)."""
     min_cohort: int = Field(default=1, ge=1)
     """Fewest updates that a round of the job may average."""
+    require_combiner: tuple[str, ...] = ()
+    """Combiners of which the job must use one; empty: any."""
+    require_privacy: tuple[Annotated[RequiredStep, BeforeValidator(_step)], ...] = ()
+    """Privacy steps that the job must have (``[clip]``, or ``[{name: clip, max_norm: 1.0}]``)."""
+    max_update_norm: float | None = Field(default=None, gt=0)
+    """Largest Euclidean norm of an update that may leave."""
+    max_rounds: int | None = Field(default=None, ge=1)
+    max_hours: float | None = Field(default=None, gt=0)
+    """Hours that one run may last here, from its first join on, closed hours included."""
+    opening_hours: tuple[Annotated[str, AfterValidator(_checked_window)], ...] = ()
+    """``Mon-Fri 20:00-06:00``, ``Sat,Sun 00:00-24:00``: when the silo trains; empty: always."""
+    timezone: Annotated[str, AfterValidator(_checked_zone)] | None = None
+    """IANA name (``Europe/Zurich``) of the time zone of ``opening_hours``."""
     metrics_out: tuple[str, ...] | Literal["all"] = "all"
     """Metrics that the driver may learn, as sums over this silo's rows."""
     share_counts: bool = True
     """Whether the number of rows may leave. Without it a job must not weight by examples, and the silo's
     metrics are sent as if they came from one row."""
+
+    @model_validator(mode="after")
+    def _where(self) -> Self:
+        if self.opening_hours and self.timezone is None:
+            raise ValueError("opening_hours: say where they hold with 'timezone' (as in Europe/Zurich)")
+        return self
 
 
 class Overrides(_Spec, frozen=True):
@@ -114,6 +169,15 @@ class Overrides(_Spec, frozen=True):
     """Processes that decode images which do not fit in memory."""
 
 
+class Connection(_Spec, frozen=True):
+    """Whom the silo's agent dials (``siloray agent``)."""
+
+    driver: str = Field(pattern=r"^[^/\s]+:\d{1,5}$")
+    """``host:port``."""
+    credentials: str
+    """Folder of this silo's certificate, keys and roster; a relative one starts at the folder of ``silo.yaml``."""
+
+
 class SiloConfig(_Spec, frozen=True):
     """The whole document."""
 
@@ -123,6 +187,8 @@ class SiloConfig(_Spec, frozen=True):
     local: Overrides = Overrides()
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for this silo's process."""
+    connection: Connection | None = None
+    """Where no Ray cluster holds driver and silos together."""
 
     @field_validator("name")
     @classmethod

@@ -9,7 +9,9 @@ from typing import Any
 from orchestrator.core.errors import BadInput
 from orchestrator.core.metrics import MetricSums
 from orchestrator.job import Job
+from silos.approvals import Approvals
 from silos.config import DatasetConfig, SiloConfig, load_silo
+from silos.guard import PolicyGuard
 from silos.policy import released, review
 
 NODE_FILE = "/etc/siloray/silo.yaml"
@@ -29,7 +31,21 @@ class ConfiguredSite:
         return self.config.name
 
     def review(self, job: Job) -> str | None:
-        return review(job, self.config)
+        return review(job, self.config) or self._unapproved(job)
+
+    def _unapproved(self, job: Job) -> str | None:
+        if self.config.policy.approval == "none":
+            return None
+        return Approvals(self.own_folder).refusal(job, self.name)
+
+    @cached_property
+    def guard(self) -> PolicyGuard:
+        return PolicyGuard(self.config, self.own_folder)
+
+    @property
+    def own_folder(self) -> Path:
+        """What the silo writes: approvals, audit, state of runs."""
+        return self._folder / ".siloray" / self.name
 
     def trainer(self, job: Job) -> Any:
         from silos.tasks.build import build_on
@@ -65,7 +81,7 @@ class ConfiguredSite:
         return {split: len(data.rows(split)) for split in ("train", "test")}
 
     def state_folder(self, run_id: str) -> Path:
-        return self._folder / ".siloray" / self.name / run_id
+        return self.own_folder / run_id
 
     @cached_property
     def _folder(self) -> Path:

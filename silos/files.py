@@ -1,6 +1,5 @@
 """Which files a data set is made of, and the digest that identifies them."""
 
-import glob
 import hashlib
 import os
 from collections.abc import Iterable
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.core.errors import BadInput
+from silos.bounds import bounded
 from silos.config import DatasetConfig, SplitPaths
 
 TABLES = {
@@ -42,12 +42,12 @@ def places(config: DatasetConfig, folder: Path) -> tuple[Place, ...]:
 def _matches(patterns: str | tuple[str, ...], folder: Path) -> list[Path]:
     found: set[Path] = set()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        matched = glob.glob(str(folder / Path(pattern).expanduser()), recursive=True)
+        matched = bounded(pattern, folder)
         if not matched:
             raise BadInput(
                 f"{folder / pattern}: no such file; 'path' in silo.yaml starts at that file's folder"
             )
-        found.update(Path(each) for each in matched)
+        found.update(matched)
     return sorted(found)
 
 

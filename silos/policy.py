@@ -1,11 +1,23 @@
 """The organisation's last word: which jobs run on its data, and which figures leave."""
 
+import math
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+
+from pydantic import ValidationError
 
 from orchestrator.core.metrics import MetricSums, Sums
-from orchestrator.job import Job
+from orchestrator.job import Job, Transform
 from orchestrator.task import OwnTask, modules
-from silos.config import Policy, SiloConfig
+from silos.config import Policy, RequiredStep, SiloConfig
+
+
+def received(text: str) -> Job | None:
+    """The job that a driver sent; None for what is no job here."""
+    try:
+        return Job.model_validate_json(text)
+    except ValidationError:
+        return None
 
 
 def review(job: Job, config: SiloConfig) -> str | None:
@@ -15,6 +27,8 @@ def review(job: Job, config: SiloConfig) -> str | None:
 
 def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
     policy, task, silo = config.policy, job.task, config.name
+    if not any(fnmatchcase(job.name, glob) for glob in policy.allow_jobs):
+        yield f"{silo} does not allow the job '{job.name}' (allow_jobs: {_listed(policy.allow_jobs)})"
     if task.dataset not in config.datasets:
         yield f"{silo} has no data set '{task.dataset}' (its silo.yaml: {_listed(sorted(config.datasets))})"
     if not isinstance(task, OwnTask) and task.name not in policy.allow_tasks:
@@ -30,11 +44,33 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
             f"{silo} wants at least {policy.min_cohort} silos in every average (policy.min_cohort); a round "
             f"of this job may close with {job.policy.min_updates} (rounds.min_updates)"
         )
+    yield from _limits(job, policy, silo)
     if not policy.share_counts and job.combine.weights == "examples":
         yield (
             f"{silo} keeps its number of rows to itself (policy.share_counts); use combine.weights: uniform, "
             "or numbers that the silos agreed on"
         )
+
+
+def _limits(job: Job, policy: Policy, silo: str) -> Iterator[str]:
+    if policy.max_rounds is not None and job.rounds.total > policy.max_rounds:
+        yield f"{silo} allows {policy.max_rounds} rounds (policy.max_rounds); this job has {job.rounds.total}"
+    if policy.require_combiner and job.combine.name not in policy.require_combiner:
+        wanted = _listed(policy.require_combiner)
+        yield f"{silo} does not allow the combiner '{job.combine.name}' (require_combiner: {wanted})"
+    for step in policy.require_privacy:
+        if not any(_meets(each, step) for each in job.privacy):
+            yield f"{silo} requires the privacy step '{step.name}'{_bound(step)} (require_privacy)"
+
+
+def _meets(given: Transform, wanted: RequiredStep) -> bool:
+    if given.name != wanted.name:
+        return False
+    return wanted.max_norm is None or getattr(given, "max_norm", math.inf) <= wanted.max_norm
+
+
+def _bound(step: RequiredStep) -> str:
+    return "" if step.max_norm is None else f" with max_norm at most {step.max_norm:g}"
 
 
 def code_allowed(module: str, allow_code: Iterable[str]) -> bool:

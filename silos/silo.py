@@ -5,6 +5,7 @@ stays here until the driver has fetched it; it lies in the trainer's own memory 
 """
 
 import platform
+import re
 import threading
 import uuid
 from collections.abc import Iterable
@@ -38,12 +39,15 @@ from orchestrator.core.vector import Layout, Packet, Vector
 from orchestrator.core.versions import versions
 from orchestrator.job import Job
 from orchestrator.pipeline import outgoing
+from silos.policy import received
 from silos.site import Cancelled, Order, Site, Trained, Trainer
 from silos.state import Kept, SiloState
 
 KEPT_UPDATES = 2
 """Updates kept for a driver that asks again after a crash; the newest, and one that it may not have folded."""
 
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""A run's state lies in a folder of this name, so it must not lead anywhere else."""
 
 BUSY_S = 60.0
 """A run that has not asked for anything for so long may be replaced by another."""
@@ -73,6 +77,14 @@ class Silo:
 
     def handle(self, request: Request) -> Reply:
         """Answer; a refusal is an ordinary reply. Only a defect of ours raises."""
+        if not RUN_ID.fullmatch(request.run_id):
+            return self._refused("unknown", "no run has such an id")
+        reply = self._answer(request)
+        if isinstance(reply, Refused) and isinstance(request, Join | Initial | Train | Evaluate):
+            self.site.guard.refused(request.run_id, reply)
+        return reply
+
+    def _answer(self, request: Request) -> Reply:
         if request.epoch < self._epoch.get(request.run_id, 0):
             return self._refused("fenced", f"driver epoch {request.epoch} was replaced by a newer driver")
         self._epoch[request.run_id] = request.epoch
@@ -102,31 +114,42 @@ class Silo:
             case Initial():
                 return Piece(packet=dict(self._trainer.initial()))
             case Train():
-                return self._train(request, self._trainer)
+                return self._closed(request, request.version + 1) or self._train(request, self._trainer)
             case Fetch():
                 return self._fetch(request)
             case Evaluate():
-                return self._evaluate(request, self._trainer)
+                return self._closed(request, request.version) or self._evaluate(request, self._trainer)
         return self._refused("unknown", f"unknown request {type(request).__name__}")
 
     def _join(self, request: Join) -> Reply:
         if self._joined and self._joined[0] == request.run_id and self._job_digest == request.job_digest:
-            return self._joined[1]
+            return self._closed(request) or self._joined[1]
         if self._joined and self._joined[0] != request.run_id and monotonic() - self._asked_at < BUSY_S:
             return self._refused("busy", f"works for the run {self._joined[0]}")
-        job = Job.model_validate_json(request.job)
+        job = received(request.job)
+        if job is None:
+            return self._refused("job", "the job's text is no job here: other Siloray version?")
         if job.digest != request.job_digest:
             return self._refused("job", "the job's digest does not fit its text: other Siloray version?")
         reason = self.site.review(job)
         if reason is not None:
             return self._refused("policy", reason)
+        closed = self._closed(request)
+        if closed is not None:
+            return closed
         self._mark("loading", -1, 0, 0)
         trainer = self.site.trainer(job)
+        description = self._describe(job, trainer)
+        self.site.guard.joined(request.run_id, job)
         self._job, self._trainer, self._outbox = job, trainer, {}
-        self._joined = request.run_id, self._describe(job, trainer)
+        self._joined = request.run_id, description
         self._asked_at = monotonic()
         self._mark("idle", -1, 0, 0)
         return self._joined[1]
+
+    def _closed(self, request: Request, rounds: int = 0) -> Refused | None:
+        closed = self.site.guard.closed(request.run_id, rounds)
+        return None if closed is None else self._refused(*closed)
 
     def _leave(self, request: Leave) -> Reply:
         if self._joined and self._joined[0] == request.run_id:
@@ -159,9 +182,8 @@ class Silo:
     def _train(self, request: Train, trainer: Trainer) -> Reply:
         stored = self._outbox.get(request.version)
         if stored and stored[0].model_digest == request.model_digest:
-            return self._reply(
-                replace(stored[0], attempt=request.attempt, epoch=request.epoch), stored[1], request
-            )
+            again = replace(stored[0], attempt=request.attempt, epoch=request.epoch)
+            return self._reply(again, stored[1], request)
         assert self._job is not None
         self._cancelled.clear()
         self._make_room(request.keep)
@@ -174,11 +196,13 @@ class Silo:
         packet = outgoing(self._job, self.name, request.version, trained.parts, kept)
         state.save(request.version, vectors, request.counted)
         update = self._update(request, trained, packet, perf_counter() - began)
-        with self._lock:
-            self._outbox[request.version] = (update, packet)
+        reply = self._reply(update, packet, request)
+        if isinstance(reply, Update):
+            with self._lock:
+                self._outbox[request.version] = (update, packet)
         self._mark("idle", request.version, 0, 0)
         fault("silo.replied")
-        return self._reply(update, packet, request)
+        return reply
 
     def _update(self, request: Train, trained: Trained, packet: Packet, pack_s: float) -> Update:
         assert self._job is not None
@@ -202,7 +226,12 @@ class Silo:
             packet_bytes=sum(array.nbytes for array in packet.values()),
         )
 
-    def _reply(self, update: Update, packet: Packet, request: Train) -> Update:
+    def _reply(self, update: Update, packet: Packet, request: Train) -> Update | Refused:
+        """The update, once the organisation has recorded that it leaves; or that it must not."""
+        assert self._job is not None
+        reason = self.site.guard.leaving(self._job, update, packet)
+        if reason is not None:
+            return self._refused("policy", reason)
         return replace(update, packet=packet) if update.size <= request.inline else update
 
     def _make_room(self, keep: Iterable[int]) -> None:

@@ -3,11 +3,14 @@
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from orchestrator.core.messages import Refused, Update
 from orchestrator.core.metrics import MetricSums
-from orchestrator.core.vector import Parts, Vector
+from orchestrator.core.vector import Packet, Parts, Vector
 from orchestrator.job import Job
+
+Code = Literal["busy", "policy"]
 
 Tick = Callable[[str, int, int], None]
 """Called at every step of the work with (phase, steps done, steps in all); raises `Cancelled` to leave."""
@@ -66,10 +69,31 @@ class Trainer(Protocol):
     def train(self, order: Order) -> Trained: ...
 
 
+class Guard:
+    """The organisation's word at every request, and its record of them. This one has no rules and keeps none."""
+
+    def closed(self, run_id: str, rounds: int = 0) -> tuple[Code, str] | None:
+        """Why the silo does not work now on the run's so many rounds: a code and a sentence."""
+        return None
+
+    def joined(self, run_id: str, job: Job) -> None:
+        """The silo takes part; raises `BadInput` when that cannot be recorded."""
+
+    def leaving(self, job: Job, update: Update, packet: Packet) -> str | None:
+        """Why this update must not leave; raises `BadInput` when it cannot be recorded that it does."""
+        return None
+
+    def refused(self, run_id: str, reply: Refused) -> None:
+        """Keep on record that the silo refused."""
+
+
 class Site(Protocol):
     """One organisation's side of a job."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def guard(self) -> Guard: ...
 
     def review(self, job: Job) -> str | None:
         """Why the organisation will not take part; None if it will."""

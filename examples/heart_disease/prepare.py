@@ -1,4 +1,4 @@
-"""Makes data/<hospital>.parquet from the four original files of UCI Heart Disease.
+"""Makes silos/<hospital>/<hospital>.parquet from the four original files of UCI Heart Disease.
 
     python examples/heart_disease/prepare.py --raw FOLDER
 
@@ -58,10 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prepare the four hospitals' files")
     parser.add_argument("--raw", type=Path, required=True, help="folder with the four processed.*.data files")
     raw = parser.parse_args().raw
-    (HERE / "data").mkdir(exist_ok=True)
     for hospital in HOSPITALS:
         rows = complete_rows(raw / f"processed.{hospital}.data")
-        pq.write_table(table(rows, folds(hospital)), HERE / "data" / f"{hospital}.parquet")
+        pq.write_table(table(rows, folds(hospital)), HERE / "silos" / hospital / f"{hospital}.parquet")
         print(f"{hospital}: {len(rows)} rows")
 
 

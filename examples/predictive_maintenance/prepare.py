@@ -1,4 +1,4 @@
-"""Makes data/grade-{l,m,h}.parquet from the original file of AI4I 2020.
+"""Makes silos/grade-{l,m,h}/*.parquet from the original file of AI4I 2020.
 
     python examples/predictive_maintenance/prepare.py --raw ai4i2020.csv
 
@@ -52,10 +52,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prepare the three plants' files")
     parser.add_argument("--raw", type=Path, required=True, help="ai4i2020.csv as published")
     rows = read(parser.parse_args().raw)
-    (HERE / "data").mkdir(exist_ok=True)
     for grade in GRADES:
         own = [row for row in rows if row["Type"] == grade]
-        pq.write_table(table(own), HERE / "data" / f"grade-{grade.lower()}.parquet", compression="zstd")
+        silo = f"grade-{grade.lower()}"
+        pq.write_table(table(own), HERE / "silos" / silo / f"{silo}.parquet", compression="zstd")
         print(f"grade {grade}: {len(own)} rows")
 
 

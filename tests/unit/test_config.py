@@ -61,6 +61,18 @@ def test_little_is_needed(tmp_path: Path) -> None:
         ("name: a\ndatasets: {d: {path: x, splits: {colum: fold}}}", "did you mean 'column'"),
         ("name: a\ndatasets: {d: {path: {train: x}}}", "test"),
         ("name: a\ndatasets: {d: {path: x}}\npolicy: {min_cohorts: 3}", "did you mean 'min_cohort'"),
+        (
+            "name: a\ndatasets: {d: {path: x}}\npolicy: {opening_hours: [Mon 8-17], timezone: UTC}",
+            "20:00-06:00",
+        ),
+        ("name: a\ndatasets: {d: {path: x}}\npolicy: {opening_hours: [Mon 08:00-17:00]}", "timezone"),
+        ("name: a\ndatasets: {d: {path: x}}\npolicy: {timezone: Zurich}", "no time zone 'Zurich'"),
+        ("name: a\ndatasets: {d: {path: x}}\npolicy: {approval: maybe}", "approval"),
+        (
+            "name: a\ndatasets: {d: {path: x}}\npolicy: {require_privacy: [{nam: clip}]}",
+            "did you mean 'name'",
+        ),
+        ("name: a\ndatasets: {d: {path: x}}\npolicy: {max_hours: 0}", "max_hours"),
         ("name: a\ndatasets: {d: {path: x}}\nlocal: {device: gpu}", "device"),
         ("name: a\nname: b\ndatasets: {d: {path: x}}", "stands twice"),
     ],

@@ -12,6 +12,9 @@ from silos.policy import code_allowed, released, review
 TASK = {"name": "tabular", "dataset": "heart", "target": "y", "features": ["x"]}
 
 
+CLIPPED: dict[str, Any] = {"privacy": [{"name": "clip", "max_norm": 2.0}]}
+
+
 def job(**changes: Any) -> Job:
     base = {"name": "j", "task": TASK, "silos": ["a", "b", "c", "d"], "rounds": {"total": 1}}
     return Job.model_validate({**base, **changes})
@@ -38,6 +41,12 @@ def test_an_open_policy_takes_part() -> None:
         ({}, {"share_counts": False}, "number of rows"),
         ({"task": {**TASK, "model": {"name": "theirs.models:Net"}}}, {}, "code of 'theirs.models'"),
         ({"task": {"name": "mine:Task", "dataset": "heart"}}, {"allow_code": ["minex"]}, "code of 'mine'"),
+        ({}, {"allow_jobs": ["heart-*", "J"]}, "job 'j' (allow_jobs: heart-*, J)"),
+        ({"rounds": {"total": 11}}, {"max_rounds": 10}, "10 rounds (policy.max_rounds); this job has 11"),
+        ({}, {"require_combiner": ["secure_sum"]}, "combiner 'mean'"),
+        ({}, {"require_privacy": ["clip"]}, "privacy step 'clip'"),
+        (CLIPPED, {"require_privacy": [{"name": "clip", "max_norm": 1.0}]}, "with max_norm at most 1 "),
+        (CLIPPED, {"require_privacy": ["clip", "noise"]}, "privacy step 'noise'"),
     ],
 )
 def test_refusals_name_the_rule(changes: dict[str, Any], policy: dict[str, Any], said: str) -> None:
@@ -50,6 +59,9 @@ def test_allowed_variants_take_part() -> None:
     assert review(job(task=own), silo(allow_code=["mine"], allow_tasks=[])) is None
     assert review(job(combine={"name": "mean", "weights": "uniform"}), silo(share_counts=False)) is None
     assert review(job(), silo(min_cohort=4)) is None
+    assert review(job(), silo(allow_jobs=["heart", "?"], max_rounds=1, require_combiner=["mean"])) is None
+    assert review(job(**CLIPPED), silo(require_privacy=["clip"])) is None
+    assert review(job(**CLIPPED), silo(require_privacy=[{"name": "clip", "max_norm": 2.0}])) is None
 
 
 def test_a_package_covers_its_modules_and_nothing_else() -> None:

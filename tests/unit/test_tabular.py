@@ -227,8 +227,8 @@ def test_images_are_no_table(tmp_path: Path) -> None:
 def heart(hospital: str) -> TabularTask:
     from orchestrator.job import load_job
 
-    config = load_silo(EXAMPLE / "silos" / f"{hospital}.yaml")
-    task = build(load_job(EXAMPLE / "job.yaml").task, config.datasets["heart"], EXAMPLE / "silos")
+    config = load_silo(EXAMPLE / "silos" / hospital / "silo.yaml")
+    task = build(load_job(EXAMPLE / "job.yaml").task, config.datasets["heart"], EXAMPLE / "silos" / hospital)
     assert isinstance(task, TabularTask)
     return task
 

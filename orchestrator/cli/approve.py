@@ -1,0 +1,137 @@
+"""``siloray approve``: somebody at the silo reads what a job asks for, and lets it run."""
+
+import os
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrator.job import Job
+    from silos.approvals import Approvals
+    from silos.configured_site import ConfiguredSite
+
+
+def approve(
+    job: Annotated[
+        Path | None, typer.Argument(metavar="[JOB]", help="The job document, as the driver will run it.")
+    ] = None,
+    silo: Annotated[
+        Path | None,
+        typer.Option(
+            help="The silo's document; default: this node's.", envvar="SILORAY_SILO", dir_okay=False
+        ),
+    ] = None,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Withdraw the approval.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Say which jobs are approved.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """At a silo: show what a job asks for, and approve exactly this job with the code that is here."""
+    from orchestrator.core.errors import BadInput
+    from silos.approvals import Approvals
+    from silos.configured_site import NODE_FILE, ConfiguredSite
+
+    site = ConfiguredSite(silo or Path(NODE_FILE))
+    approvals = Approvals(site.own_folder)
+    if list_:
+        _list(approvals)
+        return
+    if job is None:
+        raise BadInput("which job? give its job.yaml, or --list")
+    from orchestrator.cli.jobs import read
+
+    _find_code_as_silos_do(job)
+    if revoke:
+        _revoke(read(job), approvals, site)
+    else:
+        _approve(read(job), approvals, site, yes)
+
+
+def _find_code_as_silos_do(job: Path) -> None:
+    """A silo that ``siloray run`` starts looks for code beside the job and in the working folder."""
+    sys.path.extend(folder for folder in (str(job.absolute().parent), os.getcwd()) if folder not in sys.path)
+
+
+def _approve(job: "Job", approvals: "Approvals", site: "ConfiguredSite", yes: bool) -> None:
+    from orchestrator.core.errors import BadInput
+    from silos.approvals import code_digests
+    from silos.policy import review
+
+    code = code_digests(job)
+    for line in (*_asks(job), *(f"code        {name}, SHA-256 {digest}" for name, digest in code.items())):
+        typer.echo(line)
+    refusal = review(job, site.config)
+    if refusal is not None:
+        raise BadInput(f"not approved, since the policy refuses it: {refusal}")
+    if not yes:
+        _ask(site.name)
+    when, who = datetime.now(UTC).isoformat(timespec="seconds"), _who()
+    site.guard.audit.write("approved", job=job.name, job_digest=job.digest, who=who, code=code)
+    approvals.add(job, who, when, code)
+    typer.echo(f"approved for {site.name}: {job.name}, digest {job.digest[:12]}")
+
+
+def _revoke(job: "Job", approvals: "Approvals", site: "ConfiguredSite") -> None:
+    from orchestrator.core.errors import BadInput
+
+    if not approvals.remove(job):
+        raise BadInput(f"{site.name} has not approved this job (digest {job.digest[:12]})")
+    site.guard.audit.write("approval revoked", job=job.name, job_digest=job.digest, who=_who())
+    typer.echo(f"no longer approved for {site.name}: {job.name}, digest {job.digest[:12]}")
+
+
+def _list(approvals: "Approvals") -> None:
+    for digest, each in approvals.all().items():
+        code = "".join(f", {name} {sha[:12]}" for name, sha in each.code.items())
+        typer.echo(f"{each.name}  {digest[:12]}  {each.when} by {each.who}{code}")
+
+
+def _ask(silo: str) -> None:
+    from orchestrator.core.errors import BadInput
+
+    if not sys.stdin.isatty():
+        raise BadInput("nobody to ask on this terminal; '--yes' approves without")
+    if not typer.confirm(f"Let {silo} take part in this job?"):
+        raise typer.Exit(1)
+
+
+def _who() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _asks(job: "Job") -> Iterator[str]:
+    """What the job wants from a silo, in plain words."""
+    task = job.task
+    yield f"job         {job.name}, digest {job.digest}"
+    yield f"task        {task.name} on the data set '{task.dataset}'"
+    if task.name == "tabular":
+        yield f"columns     {', '.join(task.features)}; to predict {task.target}"  # type: ignore[union-attr]
+    model = getattr(task, "model", None)
+    yield f"model       {model.name if model is not None else 'of the task'}"
+    yield f"strategy    {job.strategy.name}, {job.rounds.total} {job.rounds.mode} rounds"
+    yield f"local       {_local(job)}"
+    yield f"privacy     {', '.join(_step(each) for each in job.privacy) or 'none: updates leave as they are'}"
+    yield f"combined    {job.combine.name}, weights {job.combine.weights}; at least {_fewest(job)} per round"
+    yield f"silos       {', '.join(job.silos)}"
+
+
+def _local(job: "Job") -> str:
+    given = job.local.model_dump(exclude_none=True, exclude_defaults=True)
+    return ", ".join(f"{name} {value}" for name, value in given.items()) or "as by default"
+
+
+def _step(step: object) -> str:
+    numbers = step.model_dump(exclude={"name"})  # type: ignore[attr-defined]
+    return " ".join([str(getattr(step, "name", step)), *(f"{name} {each}" for name, each in numbers.items())])
+
+
+def _fewest(job: "Job") -> str:
+    return f"{job.policy.min_updates} updates"
