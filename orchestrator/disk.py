@@ -24,6 +24,13 @@ class DiskFull(OSError):
         return f"{self.strerror}: {self.filename}"
 
 
+class StoreAway(DiskFull):
+    """The store that must have what is written cannot be reached, or refuses it. Waited for as space is."""
+
+    def __init__(self, where: str, why: str) -> None:
+        OSError.__init__(self, errno.EIO, f"the store does not answer: {why}", where)
+
+
 class FileSystem(Protocol):
     """Bytes are durable after ``fsync``; names (new, changed, gone) after ``fsync_dir`` of their folder."""
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from orchestrator.checkpoints import Checkpoints, State, Unusable, checkpoint_name
 from orchestrator.core.faults import fault
-from orchestrator.disk import DiskFull, FileSystem, OsFileSystem, naming_full
+from orchestrator.disk import DiskFull, FileSystem, OsFileSystem, StoreAway, naming_full
 from orchestrator.journal import Journal, JournalDamaged, read_journal, to_json
 
 __all__ = [
@@ -85,6 +85,8 @@ class Store:
         self.root = root
         self.epoch = 0
         """Set by ``acquire``."""
+        self._mine: dict[str, Any] = {}
+        """The lease as this driver wrote it."""
         self.pins: set[int] = set()
         """Versions never to be deleted, such as the best one. Not durable: set it after ``recover``."""
         self._fs = fs or OsFileSystem()
@@ -211,8 +213,8 @@ class Store:
         """Runs a step of this version's commit; if the disk is full, once more after deleting what may go."""
         try:
             step()
-        except DiskFull:
-            if not self._make_room(version):
+        except DiskFull as error:
+            if isinstance(error, StoreAway) or not self._make_room(version):
                 raise
             step()
 
@@ -246,7 +248,8 @@ class Store:
 
     def _write_lease(self, owner: str) -> None:
         lease = {"owner": owner, "pid": os.getpid(), "host": socket.gethostname(), "since": self._clock()}
-        data = to_json("lease", {**lease, "epoch": self.epoch})
+        self._mine = {**lease, "epoch": self.epoch}
+        data = to_json("lease", self._mine)
         path, new = self.root / "lease.json", self.root / "lease.json.new"
         with naming_full(self._fs, path, len(data)):
             self._fs.write(new, [data])
@@ -254,12 +257,21 @@ class Store:
             self._fs.rename(new, path)
             self._fs.fsync_dir(self.root)
 
+    def replaced(self) -> bool:
+        """Whether a newer driver has the run: a silo that says so may be wrong, or lie."""
+        try:
+            self._check_lease()
+        except LeaseLost:
+            return True
+        return False
+
     def _check_lease(self) -> None:
-        """Raises LeaseLost if another driver has come since (a file system without locks lets it)."""
+        """Raises LeaseLost if another driver has come since (a file system without locks lets it): with a higher
+        epoch, or where both came at once with the same one, as the last to write its lease."""
         if self._unlock is None:
             raise LeaseLost(f"{self.root} is not acquired")
         lease = self._lease()
-        if lease.get("epoch", 0) > self.epoch:
+        if lease.get("epoch", 0) >= self.epoch and lease != self._mine:
             raise LeaseLost(
                 f"{self.root} was taken over by {_holder(lease)}; this driver has epoch {self.epoch}"
             )
