@@ -60,13 +60,18 @@ class Attempt:
         self.enrolment.seek(silo, why)
 
     async def ask(self, silo: SiloId, request: Request) -> Reply:
-        """Ask for something that takes no time worth watching; a silo that stays silent is restarted."""
+        """Ask for something that takes no time but that of its bytes; a silo that stays silent is restarted."""
+        answer = asyncio.ensure_future(self.channel.call(silo, request))
+        moved = -1
         try:
-            return await asyncio.wait_for(self.channel.call(silo, request), self.patience_s)
-        except TimeoutError:
-            await self.channel.restart(silo)
-            why = f"did not answer {type(request).__name__} within {self.patience_s:g} s"
-            raise SiloLost(silo, why) from None
+            while moved != self.channel.moved(silo):
+                moved = self.channel.moved(silo)
+                if (await asyncio.wait({answer}, timeout=self.patience_s))[0]:
+                    return answer.result()
+        finally:
+            answer.cancel()
+        await self.channel.restart(silo)
+        raise SiloLost(silo, f"did not answer {type(request).__name__} within {self.patience_s:g} s")
 
     def pin_best(self) -> int | None:
         """The best version. Its checkpoint stays, and those that tracking logs as models."""

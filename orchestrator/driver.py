@@ -8,6 +8,7 @@ before it is durable.
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +38,10 @@ from orchestrator.job import Job
 from orchestrator.opening import Opening
 from orchestrator.pipeline import Combined, UpdateUnfit
 from orchestrator.records import contributors
-from orchestrator.store import Store, checkpoint_name
+from orchestrator.store import DiskFull, LeaseLost, Store, checkpoint_name
+
+MAX_SEEN = 1_000
+"""Events of the channel that wait for the run to open."""
 
 INLINE = 1 << 18
 """Elements of a packet that travel with the reply; larger ones are fetched while folding."""
@@ -67,6 +71,7 @@ class Driver:
         self._inbox: asyncio.Queue[tuple[Call, Reply | SiloLost] | None] = asyncio.Queue()
         self._ending: tuple[str, str] | None = None
         self._stop_asked = False
+        self._seen: deque[events.Event] = deque(maxlen=MAX_SEEN)
         self._errands: set[asyncio.Task[None]] = set()
         self._bytes_down = self._broadcast_bytes = 0
         self._began_at = self._opened_at = self._arrived_at = clock()
@@ -75,6 +80,7 @@ class Driver:
         """Until converged, out of rounds, stopped, or unable to go on. Raises `LeaseHeld` and the store's errors."""
         try:
             await Opening(self.attempt, self.owner, self._pause).begin()
+            self._record_seen()
             if self._ending is None:
                 self.rounds.version = self.model.version - 1
                 await self._go_on()
@@ -100,8 +106,24 @@ class Driver:
             self._ending = "stopped", "stopped on request; the open round was abandoned"
         self._wake()
 
+    def record(self, event: events.Event) -> None:
+        """What the channel saw, in the event loop. It waits until the run is open."""
+        self._seen.append(event)
+        self._record_seen()
+
+    def _record_seen(self) -> None:
+        while self._seen:
+            try:
+                self.attempt.emit(self._seen[0])
+            except LeaseLost:
+                return
+            except DiskFull:
+                self.attempt.observe(self._seen[0])
+            self._seen.popleft()
+
     async def _pause(self, timeout_s: float) -> bool:
         """Wait for something to happen; whether the run goes on."""
+        self._record_seen()
         await self._next(timeout_s)
         return self._ending is None
 
@@ -199,9 +221,9 @@ class Driver:
                 self._arrived(call, reply)
             case Refused(code="cancelled"):
                 self.rounds.lost(call.silo)
-            case Refused(code="job"):
+            case Refused(code="job" | "busy"):
                 self._lost(call.silo, call.request.version, reply.reason)
-            case Refused(code="fenced"):
+            case Refused(code="fenced") if self.attempt.store.replaced():
                 raise CannotGoOn(f"{call.silo}: {reply.reason}")
             case Refused():
                 self.attempt.refuse(call.silo, call.request.version, reply.code, reply.reason)

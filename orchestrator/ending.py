@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from orchestrator.attempt import Attempt
 from orchestrator.core import events
 from orchestrator.core.errors import SiloLost
-from orchestrator.core.messages import Evaluate, Evaluated, Leave, SiloId
+from orchestrator.core.messages import Evaluate, Evaluated, Leave, Refused, SiloId
 from orchestrator.core.metrics import MetricSums
 from orchestrator.gate import unsound
 from orchestrator.store import DiskFull
@@ -91,6 +91,9 @@ async def _evaluate(attempt: Attempt, silo: SiloId, published: object) -> Metric
         reply = await attempt.calls.ask(silo, request)
     except SiloLost as lost:
         attempt.emit(events.SiloDown(silo=silo, version=version, why=f"not evaluated: {lost.why}"))
+        return None
+    if isinstance(reply, Refused):
+        attempt.refuse(silo, version, reply.code, f"not evaluated: {reply.reason}")
         return None
     if not isinstance(reply, Evaluated) or unsound(reply.metrics) is not None:
         attempt.refuse(silo, version, "metrics", f"sent no figures: {reply}")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orchestrator.core.errors import BadInput, SiloLost
-from orchestrator.core.events import Event, SiloJoined
+from orchestrator.core.events import Event, SiloDeclined, SiloJoined
 from orchestrator.core.messages import Join, Joined, Refused, SiloId
 from orchestrator.core.protocols import Channel
 from orchestrator.job import Job
@@ -107,6 +107,7 @@ class Enrolment:
         if isinstance(reply, Refused):
             self.declined[silo] = reply
             self.refused(silo, reply)
+            self.emit(SiloDeclined(silo=silo, code=reply.code, reason=reply.reason))
             return
         self.why_absent.pop(silo, None)
         self.joined[silo] = reply

@@ -8,12 +8,14 @@ from typing import Any
 
 from orchestrator.core.events import (
     EVENT,
+    CallRefused,
     Event,
     Figures,
     Rewound,
     RoundClosed,
     RunClosed,
     RunOpened,
+    SiloDeclined,
     SiloDown,
     SiloJoined,
     UpdateRefused,
@@ -26,9 +28,9 @@ JOURNAL = "journal.jsonl"
 SUMMARY = "summary.json"
 
 _CONTRIBUTOR = {"silo", "weight", "staleness", "base_version", "num_examples", "num_steps", "norm"}
-_KNOWN = {"run_opened", "rewound", "run_closed", "silo_joined", "silo_down", "update_refused"} | {
-    "round_closed",
-    "version_evaluated",
+_KNOWN = {
+    *("run_opened", "rewound", "run_closed", "round_closed", "version_evaluated"),
+    *("silo_joined", "silo_down", "silo_declined", "update_refused", "call_refused"),
 }
 
 
@@ -61,6 +63,10 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "versions": [_version(seen, version) for version in sorted(seen.rounds)],
         "refused": [_fields(each, "version", "silo", "code", "reason") for each in seen.refused],
         "lost": [_fields(each, "version", "silo", "why", "time") for each in seen.lost],
+        "declined": [_fields(each, "silo", "code", "reason") for each in seen.declined.values()],
+        "turned_away": [
+            _fields(each, "who", "code", "reason", "times") for each in seen.turned_away.values()
+        ],
         "best": _best(seen),
         "never_contributed": _never(seen),
         "silos": {name: _silo(seen, name) for name in seen.names},
@@ -90,6 +96,8 @@ class _Seen:
     joined: dict[str, SiloJoined] = field(default_factory=dict)
     refused: list[UpdateRefused] = field(default_factory=list)
     lost: list[SiloDown] = field(default_factory=list)
+    declined: dict[str, SiloDeclined] = field(default_factory=dict)
+    turned_away: dict[tuple[str, str], CallRefused] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -104,10 +112,15 @@ class _Seen:
                 self._rewind(event.version)
             case SiloJoined():
                 self.joined[event.silo] = event
+                self.declined.pop(event.silo, None)
             case UpdateRefused():
                 self.refused.append(event)
+            case SiloDeclined():
+                self.declined[event.silo] = event
             case SiloDown():
                 self.lost.append(event)
+            case CallRefused():
+                self.turned_away[event.who, event.code] = event
             case RoundClosed():
                 self.rounds[event.version] = event
                 self.newest = event.version

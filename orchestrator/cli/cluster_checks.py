@@ -1,50 +1,73 @@
-"""What `siloray doctor --address` looks at: a running Ray cluster and its nodes."""
+"""What `siloray doctor --address` looks at: a running Ray cluster and its nodes. `run` takes a quick look before it
+starts anything."""
 
-import logging
-import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from orchestrator.cli.checks import TIMEOUT_S, Check
-from orchestrator.cli.words import one_line, size
+import typer
 
-ROLE, SILO = "siloray.role", "siloray.silo"
+from orchestrator.cli.checks import Check, Level
+from orchestrator.cli.failures import BAD_INPUT, say
+from orchestrator.cli.node_checks import ROLE, SILO, all_nodes, called, labels_of
+from orchestrator.cli.words import one_line, size, some
+from orchestrator.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from orchestrator.cli.probe import Node
+    from orchestrator.job import Job
 
 
-def cluster(address: str) -> Iterator[Check]:
-    """Joins the cluster for a moment."""
-    why = _unreachable(address)
-    if why:
-        yield Check("fail", "cluster", f"{address}: {why}", "is it up, and is the port open?")
+DEEP_S, QUICK_S = 60.0, 10.0
+"""How long the nodes may take to answer."""
+
+ABSENT = "silos"
+
+
+def cluster(address: str, silos: Sequence[str] = (), tracking_uri: str | None = None) -> Iterator[Check]:
+    """Joins the cluster for a moment. ``silos``: those that are expected; none: whichever there are."""
+    from orchestrator.transport import ray as transport
+
+    try:
+        transport.connect(address, 0)
+    except BadInput as error:
+        remedy = (
+            "is it up, is the port open, and are RAY_AUTH_MODE, token, Ray and Python the same everywhere?"
+        )
+        yield Check("fail", "cluster", one_line(error), remedy)
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a run does
+    try:
+        yield dashboard(transport.dashboard_url())
+        yield from _look(silos, tracking_uri, deep=True)
+    finally:
+        transport.shutdown()
+
+
+def refuse(job: "Job | None") -> None:
+    """Look at the cluster that this process is connected to, and end the command if something must be mended. Silos
+    of ``job`` whose nodes are not there yet may come: the run waits for them."""
+    silos = job.silos if job is not None else ()
+    found = list(_look(silos, None, deep=False))
+    for each in found:
+        if each.what == ABSENT and each.level == "warn":
+            typer.echo(f"{each.found}; the run waits", err=True)
+    failed = [each for each in found if each.level == "fail"]
+    for each in failed:
+        say(f"{each.what}: {each.found}; {each.remedy} (--no-checks starts all the same)")
+    if failed:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _look(silos: Sequence[str], tracking_uri: str | None, deep: bool) -> Iterator[Check]:
     import ray
 
-    try:
-        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray raises many kinds, for the token, the version, the network
-        remedy = "same RAY_AUTH_MODE, token, Ray and Python version on every machine?"
-        yield Check("fail", "cluster", f"{address}: {one_line(error)[:200]}", remedy)
-        return
-    try:
-        yield dashboard(context.dashboard_url or "")
-        yield from nodes(ray.nodes())  # type: ignore[no-untyped-call]
-    finally:
-        ray.shutdown()
+    from orchestrator.cli.probe import probe
 
-
-def _unreachable(address: str) -> str:
-    """A quick try of the port: Ray itself takes half a minute to give up."""
-    place = urlsplit(address if "//" in address else f"//{address}")
-    if address in {"auto", "local"} or not place.hostname:
-        return ""
-    try:
-        socket.create_connection((place.hostname, place.port or 6379), timeout=TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        return one_line(error)
-    return ""
+    known: list[Node] = ray.nodes()  # type: ignore[no-untyped-call]
+    yield from nodes(known, silos, absent="fail" if deep else "warn")
+    alive = [node for node in known if node["Alive"]]
+    owners = {node["NodeID"]: labels_of(node).get(SILO) for node in alive}
+    reports = probe(alive, owners, deep, tracking_uri, DEEP_S if deep else QUICK_S)
+    yield from all_nodes(reports)
 
 
 def dashboard(url: str) -> Check:
@@ -55,29 +78,56 @@ def dashboard(url: str) -> Check:
     return Check("warn", "cluster dashboard", f"open to the network at {url}", remedy)
 
 
-def nodes(known: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
-    """A line per node, and what is missing among their labels."""
+def nodes(known: Sequence["Node"], silos: Sequence[str] = (), absent: Level = "fail") -> Iterator[Check]:
+    """A line per node, and what is wrong among their labels. ``absent``: how bad it is when a silo has no node."""
     alive = [node for node in known if node.get("Alive")]
     for node in sorted(known, key=lambda each: str(each.get("NodeManagerAddress"))):
         yield _node(node)
-    labels = [node.get("Labels") or {} for node in alive]
-    if not any(each.get(ROLE) == "driver" for each in labels):
+    yield from _drivers([node for node in alive if labels_of(node).get(ROLE) == "driver"])
+    yield from _silos([node for node in alive if SILO in labels_of(node)], silos, absent)
+
+
+def _drivers(found: Sequence["Node"]) -> Iterator[Check]:
+    if not found:
         remedy = f"ray start --labels={ROLE}=driver on the machine that keeps the runs"
         yield Check("warn", "labels", "no node is labelled for the driver", remedy)
-    silos = sorted(each[SILO] for each in labels if SILO in each)
-    if not silos:
+    if len(found) > 1:
+        remedy = "label one: a run's directory is on the node where its driver was first started"
+        yield Check("fail", "labels", f"{len(found)} nodes are labelled for the driver", remedy)
+
+
+def _silos(found: Sequence["Node"], expected: Sequence[str], absent: Level) -> Iterator[Check]:
+    names = sorted(labels_of(node)[SILO] for node in found)
+    if not names:
         remedy = f"ray start --labels={SILO}=<name>,{ROLE}=silo at each organisation"
         yield Check("warn", "labels", "no node is labelled for a silo", remedy)
-    for name in sorted({each for each in silos if silos.count(each) > 1}):
+    for name in sorted({each for each in names if names.count(each) > 1}):
         yield Check("fail", "labels", f"two nodes are labelled as silo '{name}'", "one name each")
+    missing = sorted(set(expected) - set(names))
+    if missing:
+        remedy = f"ray start --address=<head> --labels={SILO}=<name>,{ROLE}=silo at each of them"
+        yield Check(absent, ABSENT, f"no node of {some(missing)} in the cluster", remedy)
+    elif expected:
+        yield Check("pass", ABSENT, f"a node for each of the job's {len(expected)}")
+    yield from _sharing(found)
 
 
-def _node(node: Mapping[str, Any]) -> Check:
-    labels, resources = node.get("Labels") or {}, node.get("Resources") or {}
-    what = f"node {node.get('NodeManagerAddress')}"
+def _sharing(found: Sequence["Node"]) -> Iterator[Check]:
+    hosts: dict[str, set[str]] = {}
+    for node in found:
+        hosts.setdefault(str(node.get("NodeManagerAddress")), set()).add(labels_of(node)[SILO])
+    for host, names in hosts.items():
+        if len(names) > 1:
+            remedy = "a machine for each organisation, unless this is a trial"
+            yield Check("warn", "machines", f"{some(sorted(names))} share the machine {host}", remedy)
+
+
+def _node(node: "Node") -> Check:
+    resources = node.get("Resources") or {}
     if not node.get("Alive"):
-        return Check("warn", what, "away", "'ray start --address' there brings it back")
-    role = labels.get(SILO) or labels.get(ROLE) or "no siloray label"
+        return Check("warn", called(node), "away", "'ray start --address' there brings it back")
     facts = f"{resources.get('CPU', 0):g} cores, {resources.get('GPU', 0):g} GPUs"
     store = size(resources.get("object_store_memory", 0))
-    return Check("pass", what, f"{role}, {facts}, {store} for objects")
+    labels = labels_of(node)
+    role = labels.get(SILO) or labels.get(ROLE) or "no siloray label"
+    return Check("pass", called(node), f"{role}, {facts}, {store} for objects")

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 from orchestrator.cli import words
 from orchestrator.cli.view import SiloView, View
 from orchestrator.core.events import (
+    CallRefused,
     Event,
     RoundClosed,
     RunOpened,
+    SiloDeclined,
     SiloDown,
     SiloJoined,
     UpdateRefused,
@@ -76,7 +78,7 @@ class Picture:
         self._live = live
 
     def __call__(self, line: Mapping[str, Any], event: Event, view: View) -> None:
-        if isinstance(event, SiloDown | UpdateRefused):
+        if isinstance(event, SiloDown | SiloDeclined | UpdateRefused | CallRefused):
             self.tell(sentence(event, view))
 
     def tell(self, text: str) -> None:
@@ -117,6 +119,11 @@ def sentence(event: Event, view: View) -> str:
         case UpdateRefused():
             why = f"({event.code}): {words.one_line(event.reason)}"
             return f"{event.silo} refused in round {view.round} {why}"
+        case SiloDeclined():
+            return f"{event.silo} takes no part ({event.code}): {words.one_line(event.reason)}"
+        case CallRefused():
+            again = f", {event.times} times" if event.times > 1 else ""
+            return f"turned away {event.who} ({event.code}): {words.one_line(event.reason)}{again}"
         case Waiting():
             until = words.duration(event.until_s)
             whom = words.some(event.silos) or "space"

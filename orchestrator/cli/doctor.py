@@ -17,6 +17,9 @@ _COLOURS = {"pass": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typ
 
 
 def doctor(
+    job: Annotated[
+        Path | None, typer.Argument(metavar="[JOB]", help="The job whose silos are to be there.")
+    ] = None,
     address: options.Address = None,
     runs_dir: options.RunsDir = options.RUNS_DIR,
     tracking_uri: Annotated[
@@ -24,21 +27,26 @@ def doctor(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check this machine, and with --address a cluster. Exits with 1 if something must be mended."""
-    checks = _show(_checks(address, runs_dir, tracking_uri), as_json)
+    """Check this machine, and with --address a cluster: its nodes, their silos, and whether data can be opened there.
+    Exits with 1 if something must be mended."""
+    checks = _show(_checks(job, address, runs_dir, tracking_uri), as_json)
     if any(each.level == "fail" for each in checks):
         raise typer.Exit(1)
 
 
-def _checks(address: str | None, runs_dir: Path, tracking_uri: str | None) -> Iterator["Check"]:
-    from orchestrator.cli import checks, cluster_checks
+def _checks(
+    job: Path | None, address: str | None, runs_dir: Path, tracking_uri: str | None
+) -> Iterator["Check"]:
+    from orchestrator.cli import checks, cluster_checks, jobs
     from tracking.server import absolute
+
+    silos = jobs.read(job).silos if job else ()
 
     yield from checks.this_machine(
         runs_dir, absolute(tracking_uri or "sqlite:///mlflow.db"), address is not None
     )
     if address is not None:
-        yield from cluster_checks.cluster(address)
+        yield from cluster_checks.cluster(address, silos, tracking_uri)
 
 
 def _show(checks: Iterable["Check"], as_json: bool) -> list["Check"]:

@@ -10,7 +10,7 @@ from orchestrator.core.errors import BadInput, CannotGoOn
 
 DONE, UNEXPECTED, BAD_INPUT, STOPPED, CANNOT_GO_ON = 0, 1, 2, 3, 4
 
-_RUN_DIRECTORY = {"DiskFull", "JournalDamaged", "LeaseHeld", "LeaseLost", "NothingUsable"}
+_RUN_DIRECTORY = {"DiskFull", "JournalDamaged", "LeaseHeld", "LeaseLost", "NothingUsable", "StoreAway"}
 """The store's errors, by name: importing the store for them would slow every command down."""
 
 

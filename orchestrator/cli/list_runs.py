@@ -1,4 +1,4 @@
-"""``siloray list``: the runs in a folder, from their journals alone."""
+"""``siloray list``: the runs in a folder, here or on a cluster's driver node, from their journals alone."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,43 @@ import typer
 from orchestrator.cli import options, run_dirs, words
 
 
-def list_runs(runs_dir: options.RunsDir = options.RUNS_DIR, as_json: options.AsJson = False) -> None:
+def list_runs(
+    address: options.Address = None,
+    runs_dir: options.AnyRunsDir = None,
+    as_json: options.AsJson = False,
+) -> None:
     """List the runs in the runs folder, the one that was active last at the end."""
-    rows = [_row(runs_dir / run_id) for run_id in run_dirs.ids(runs_dir)]
+    folder, rows = _found(address, runs_dir)
     if as_json:
         typer.echo(json.dumps(rows))
     elif rows:
         _print(rows)
     else:
-        typer.echo(f"{runs_dir}: no runs here")
+        typer.echo(f"{folder}: no runs here")
+
+
+def _found(address: str | None, runs_dir: run_dirs.Folder | None) -> tuple[str, list[dict[str, Any]]]:
+    if address is None:
+        here = runs_dir or run_dirs.HERE
+        return str(here), rows_of(here.look())
+    from orchestrator.transport import ray as transport
+
+    try:
+        transport.connect(address, 0)
+        return transport.on_driver_node(rows_there, run_dirs.absolute(runs_dir))
+    finally:
+        transport.shutdown()
+
+
+def rows_there(given: str | None) -> tuple[str, list[dict[str, Any]]]:
+    """The folder of runs on the driver's node, where this is called, and a row for each run."""
+    folder, _ = run_dirs.runs_in(given)
+    return folder, rows_of(Path(folder))
+
+
+def rows_of(runs_dir: Path) -> list[dict[str, Any]]:
+    """A row for each run in the folder."""
+    return [_row(runs_dir / run_id) for run_id in run_dirs.ids(runs_dir)]
 
 
 def _row(run_dir: Path) -> dict[str, Any]:

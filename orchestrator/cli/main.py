@@ -12,15 +12,20 @@ import typer
 from typer.core import TyperGroup
 
 from orchestrator.cli import (
+    agent,
+    approve,
+    certs,
     doctor,
     list_runs,
     partition,
     resume,
     run,
     schema,
+    serve,
     show,
     silos,
     stop,
+    submit,
     ui,
     validate,
     watch,
@@ -67,6 +72,9 @@ def siloray(
 
 
 app.command("run")(run.run)
+app.command("submit")(submit.submit)
+app.command("serve")(serve.serve)
+app.command("agent")(agent.agent)
 app.command("validate")(validate.validate)
 app.command("silos")(silos.silos)
 app.command("watch")(watch.watch)
@@ -78,6 +86,8 @@ app.command("ui")(ui.ui)
 app.command("partition")(partition.partition)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)
+app.command("approve")(approve.approve)
+app.add_typer(certs.app, name="certs")
 
 
 def main() -> None:
@@ -95,6 +105,6 @@ def main() -> None:
 
 def _leave_at_once_without_ray(code: Any) -> None:
     """A Ray that is gone keeps the interpreter from ending."""
-    if getattr(sys.modules.get("orchestrator.transport.ray"), "abandoned", False):
+    if getattr(sys.modules.get("orchestrator.transport.ray_connection"), "abandoned", False):
         close_quietly()
         os._exit(code if isinstance(code, int) else 0)

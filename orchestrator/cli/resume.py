@@ -1,30 +1,66 @@
 """``siloray resume``: go on with a run that was stopped or interrupted."""
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli import options, run_dirs
 from orchestrator.core.errors import BadInput
 
+if TYPE_CHECKING:
+    from orchestrator.job import Job
+
 
 def resume(
     run: options.RunName,
-    runs_dir: options.RunsDir = options.RUNS_DIR,
+    address: options.Address = None,
+    runs_dir: options.AnyRunsDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="One event per line, as JSON.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Leave once it has started.")] = False,
+    no_checks: options.NoChecks = False,
 ) -> None:
-    """Go on with an unfinished run, as it was started."""
-    run_dir = run_dirs.find(runs_dir, run)
-    note = run_dirs.read_command(run_dir)
-    from orchestrator.cli import jobs, session
-    from orchestrator.summary import read_summary
+    """Go on with an unfinished run, as it was started; with --address, from any machine of that cluster."""
+    run_dir = run_dirs.locate(run, address, runs_dir)
+    record, folder = _record(run_dir, address), run_dirs.again(run_dir, address, runs_dir)
+    from orchestrator.cli import session
 
-    if read_summary(run_dir)["status"] == "done":
+    if record.done:
         raise BadInput(f"{run_dir.name} is done; 'siloray show {run_dir.name}' tells what it came to")
-    command = session.command_of(note, runs_dir, run_dir.name, as_json, detach)
-    job = jobs.read(command.job_file)
-    if job.digest != note["job_digest"]:
-        changed = f"{command.job_file} is no longer the job of {run_dir.name}"
-        raise BadInput(f"{changed}; 'siloray run' starts a new run of it")
-    session.perform(command, job)
+    if "listen" in record.command:
+        from orchestrator.cli import serve
+
+        job = _job(record, Path(record.command["job_file"]), run_dir.name)
+        raise typer.Exit(serve.again(record.command, job, folder, run_dir.name, as_json, address))
+    command = session.command_of(
+        record.command,
+        runs_dir=folder,
+        run_id=run_dir.name,
+        address=address,
+        as_json=as_json,
+        detach=detach,
+        checks=not no_checks,
+    )
+    session.perform(command, _job(record, command.job_file, run_dir.name))
+
+
+def _record(run_dir: Path, address: str | None) -> run_dirs.Record:
+    if address is None:
+        return run_dirs.read_record(str(run_dir))
+    from orchestrator.transport import ray as transport
+
+    return transport.on_driver_node(run_dirs.read_record, str(run_dir))
+
+
+def _job(record: run_dirs.Record, job_file: Path, run_id: str) -> "Job":
+    """The job from its file, or where that has gone (a submitted job's folder is deleted) as the run recorded it."""
+    from orchestrator.cli import jobs
+    from orchestrator.job import Job
+
+    recorded = record.job is not None and not job_file.exists()
+    job = Job.model_validate(json.loads(record.job or "")) if recorded else jobs.read(job_file)
+    if job.digest != record.command["job_digest"]:
+        where = f"job.json of {run_id}" if recorded else str(job_file)
+        raise BadInput(f"{where} is no longer the job of {run_id}; 'siloray run' starts a new run of it")
+    return job

@@ -5,22 +5,26 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import options
+from orchestrator.cli import options, run_dirs
 
 
 def run(
     job: options.JobFile,
     address: options.Address = None,
     silos_dir: options.SilosDir = None,
-    runs_dir: options.RunsDir = options.RUNS_DIR,
+    runs_dir: options.AnyRunsDir = None,
     new: Annotated[bool, typer.Option("--new", help="Start another run even if one is unfinished.")] = False,
     tracking_uri: Annotated[
         str | None,
-        typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow to write to; default: sqlite:///mlflow.db"),
+        typer.Option(
+            envvar="MLFLOW_TRACKING_URI",
+            help="MLflow to write to; default: sqlite:///mlflow.db, on a cluster beside the runs.",
+        ),
     ] = None,
     no_track: Annotated[bool, typer.Option("--no-track", help="Write nothing to MLflow.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One event per line, as JSON.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Leave once started; needs --address.")] = False,
+    no_checks: options.NoChecks = False,
 ) -> None:
     """Train a model as the job says. The same command again goes on with an unfinished run.
 
@@ -32,13 +36,14 @@ def run(
     command = session.Command(
         job_file=job,
         silos_dir=silos_dir or _beside(job, address),
-        runs_dir=runs_dir,
+        runs_dir=runs_dir or (run_dirs.HERE if address is None else None),
         address=address,
         new=new,
-        tracking_uri=session.tracking_uri(tracking_uri),
+        tracking_uri=session.tracking_uri(tracking_uri, address),
         track=not no_track,
         as_json=as_json,
         detach=detach,
+        checks=not no_checks,
     )
     session.perform(command, jobs.read(job))
 

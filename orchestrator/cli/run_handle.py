@@ -44,8 +44,9 @@ class Run(Protocol):
         """None while the run goes on."""
         ...
 
-    def stop(self, now: bool = False) -> None:
-        """Ask to finish the round, keep it, and end as ``stopped``; ``now``: without the round in hand."""
+    def stop(self, now: bool = False, within_s: float | None = None) -> None:
+        """Ask to finish the round, keep it, and end as ``stopped``; ``now``: without the round in hand;
+        ``within_s``: without it if it takes longer than that."""
         ...
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """A run on the command line, from its start to its exit code."""
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from orchestrator.job import Job
 LEAVING_S = 3.0
 """How long the second Ctrl-C waits for the driver to take note."""
 
+JOB_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""So many seconds after ``ray job stop``, Ray kills a job that has it in its environment; any other one after 3."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -26,15 +30,19 @@ class Command:
 
     job_file: Path
     silos_dir: Path | None
-    runs_dir: Path
+    runs_dir: run_dirs.Folder | None
+    """None: what the driver's node of the cluster says."""
     address: str | None
     new: bool
-    tracking_uri: str
+    tracking_uri: str | None
+    """None: a database beside the runs of the cluster."""
     track: bool
     run_id: str | None = None
     """The run to go on with; None: the newest unfinished one of this job, or a new one."""
     as_json: bool = False
     detach: bool = False
+    checks: bool = True
+    """Look at the cluster first, and start nothing if a check fails."""
 
     def note(self, job: Job) -> dict[str, Any]:
         """What ``resume`` needs to ask the same again, from any folder."""
@@ -48,25 +56,33 @@ class Command:
         }
 
 
-def command_of(note: Mapping[str, Any], runs_dir: Path, run_id: str, as_json: bool, detach: bool) -> Command:
-    """The command that ``note`` was made of, for going on with that very run."""
+def command_of(
+    note: Mapping[str, Any],
+    *,
+    runs_dir: run_dirs.Folder | None,
+    run_id: str,
+    address: str | None = None,
+    **how: bool,
+) -> Command:
+    """The command that ``note`` was made of, for going on with that very run; on another cluster if it is given."""
     silos_dir = note["silos_dir"]
     return Command(
         job_file=Path(note["job_file"]),
         silos_dir=Path(silos_dir) if silos_dir else None,
         runs_dir=runs_dir,
-        address=note["address"],
+        address=address or note["address"],
         new=False,
         tracking_uri=note["tracking_uri"],
         track=note["track"],
         run_id=run_id,
-        as_json=as_json,
-        detach=detach,
+        **how,
     )
 
 
-def tracking_uri(given: str | None) -> str:
-    """As given, else a file in this folder; the driver runs in another one."""
+def tracking_uri(given: str | None, address: str | None = None) -> str | None:
+    """As given, else a file in this folder; the driver runs in another one. A cluster has its own default."""
+    if given is None and address is not None:
+        return None
     from tracking.server import absolute
 
     return absolute(given or "sqlite:///mlflow.db")
@@ -85,13 +101,12 @@ def perform(command: Command, job: Job) -> None:
 def _perform(command: Command, job: Job) -> None:
     began = time.time()
     run = _start(command, job)
-    run_dir = command.runs_dir / run.run_id
-    run_dirs.note_command(run_dir, command.note(job))
+    run_dir = command.runs_dir.run_dir(run) if command.runs_dir else run.run_dir
     if command.detach:
         run_id = run.run_id
         typer.echo(f"{run_id} runs on; 'siloray watch {run_id}' shows it, 'siloray stop {run_id}' ends it")
         return
-    raise typer.Exit(attend(run, run_dir, began, command.as_json))
+    raise typer.Exit(attend(run, run_dir, began, command.as_json, command.address is not None))
 
 
 def _check(command: Command, job: Job) -> None:
@@ -112,33 +127,42 @@ def _start(command: Command, job: Job) -> Run:
     typer.echo(f"{job.name}: {len(job.silos)} silos on {where}; starting Ray", err=True)
     interrupt = Interrupt()
     interrupt.watch()
+    from orchestrator.cli import cluster_checks
     from orchestrator.transport import ray as transport
 
     options = transport.RunOptions(
         job_file=command.job_file.absolute(),
         silos_dir=command.silos_dir.absolute() if command.silos_dir else None,
-        runs_dir=command.runs_dir.absolute(),
+        runs_dir=command.runs_dir.there if command.runs_dir else None,
         address=command.address,
         new=command.new,
         run_id=command.run_id,
         tracking_uri=command.tracking_uri if command.track else None,
         track=command.track,
+        notes={run_dirs.COMMAND: run_dirs.command_text(command.note(job))},
     )
+
+    def connected() -> None:
+        interrupt.watch()
+        if command.checks and command.address is not None:
+            cluster_checks.refuse(job if command.silos_dir is None else None)
+
     try:
-        return transport.start(job, options, connected=interrupt.watch)
+        return transport.start(job, options, connected)
     except BaseException:
         transport.shutdown()
         raise
 
 
-def attend(run: Run, run_dir: Path, began: float, as_json: bool) -> int:
-    """Follow a run that this command answers for; its exit code. ``run_dir``: its directory here."""
+def attend(run: Run, run_dir: Path, began: float, as_json: bool, outlives: bool = False) -> int:
+    """Follow a run that this command answers for; its exit code. ``run_dir``: its directory on the driver's machine.
+    ``outlives``: its driver would go on without this command."""
     from orchestrator.cli.ending import conclude
     from orchestrator.cli.follow import LeftAtOnce, follow
     from orchestrator.transport import ray as transport
 
     def ask_to_stop(show: Display) -> None:
-        run.stop()
+        run.stop(within_s=_grace_s())
         show.tell("stopping after this round; again to leave at once")
 
     try:
@@ -149,8 +173,20 @@ def attend(run: Run, run_dir: Path, began: float, as_json: bool) -> int:
     except LeftAtOnce:
         _leave(run)
         return STOPPED
+    except KeyboardInterrupt:  # it came while the run started
+        if outlives:
+            run.stop(now=True)
+        raise
     finally:
         transport.shutdown()
+
+
+def _grace_s() -> float | None:
+    """How long the round in hand may take after SIGTERM, in a job that Ray will kill when it does not end in time."""
+    try:
+        return max(1.0, float(os.environ[JOB_STOP_WAIT]) - LEAVING_S)
+    except (KeyError, ValueError):
+        return None
 
 
 def _leave(run: Run) -> None:

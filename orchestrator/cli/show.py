@@ -9,11 +9,9 @@ import typer
 from orchestrator.cli import options, run_dirs, words
 
 
-def show(
-    run: options.RunName, runs_dir: options.RunsDir = options.RUNS_DIR, as_json: options.AsJson = False
-) -> None:
+def show(run: options.RunName, runs_dir: options.SeenRunsDir = None, as_json: options.AsJson = False) -> None:
     """Show a run: its silos, its versions, what was refused, and the best version."""
-    run_dir = run_dirs.find(runs_dir, run)
+    run_dir = run_dirs.locate(run, None, runs_dir)
     from orchestrator.summary import read_summary
 
     summary = read_summary(run_dir)
@@ -86,7 +84,15 @@ def _figures(entry: Mapping[str, Any], names: list[str]) -> list[str]:
 def incidents(summary: Mapping[str, Any]) -> list[str]:
     """Refusals and losses, a line each."""
     refused = [_incident("refused", each, f"{each['code']}: {each['reason']}") for each in summary["refused"]]
-    return refused + [_incident("lost", each, each["why"]) for each in summary["lost"]]
+    lost = [_incident("lost", each, each["why"]) for each in summary["lost"]]
+    declined = [
+        f"takes no part: {each['silo']}: {each['code']}: {each['reason']}" for each in summary["declined"]
+    ]
+    return refused + declined + lost + [_turned_away(each) for each in summary["turned_away"]]
+
+
+def _turned_away(each: Mapping[str, Any]) -> str:
+    return f"turned away: {each['who']}, {each['times']} times ({each['code']}): {words.one_line(each['reason'])}"
 
 
 def _incident(what: str, each: Mapping[str, Any], why: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import options, run_dirs
+from orchestrator.cli.attach import attached
 
 POLL_S = 0.2
 
@@ -15,18 +16,15 @@ def stop(
     run: options.RunName,
     now: Annotated[bool, typer.Option("--now", help="Give the round in hand up.")] = False,
     address: options.Address = None,
-    runs_dir: options.RunsDir = options.RUNS_DIR,
+    runs_dir: options.AnyRunsDir = None,
 ) -> None:
     """Ask a run to finish its round, keep it, and end. Waits until it has; Ctrl-C leaves sooner."""
-    run_dir = run_dirs.find(runs_dir, run)
+    run_dir = run_dirs.locate(run, address, runs_dir)
     _stop(run_dir, address, now)
 
 
 def _stop(run_dir: Path, address: str | None, now: bool) -> None:
-    from orchestrator.transport import ray as transport
-
-    try:
-        run = transport.attach(run_dir, address)
+    with attached(run_dir, address) as run:
         run.stop(now)
         typer.echo(f"{run.run_id} stops {'now' if now else 'after its round'}")
         while (outcome := run.outcome()) is None:
@@ -34,5 +32,3 @@ def _stop(run_dir: Path, address: str | None, now: bool) -> None:
         run.close()
         go_on = "" if outcome.status == "done" else f"; go on with 'siloray resume {run.run_id}'"
         typer.echo(f"{run.run_id}: {outcome.status}{go_on}")
-    finally:
-        transport.shutdown()

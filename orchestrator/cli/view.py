@@ -13,6 +13,7 @@ from orchestrator.core.events import (
     RoundOpened,
     RunClosed,
     RunOpened,
+    SiloDeclined,
     SiloDown,
     SiloJoined,
     SiloLaunched,
@@ -143,6 +144,8 @@ class View:
             case UpdateArrived():
                 late = f", {event.staleness} version(s) late" if event.staleness else ""
                 self._of(event.silo).now("delivered", f"delivered{late}")
+            case SiloDeclined():
+                self._of(event.silo).now("refused", f"takes no part: {event.reason}")
             case SiloDown():
                 self.num_lost += 1
                 self._of(event.silo).now("lost", f"lost: {event.why}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from orchestrator.cli import options, run_dirs
+from orchestrator.cli.attach import attached
 
 if TYPE_CHECKING:
     from orchestrator.cli.display import Display
@@ -14,28 +15,25 @@ if TYPE_CHECKING:
 def watch(
     run: options.RunName,
     address: options.Address = None,
-    runs_dir: options.RunsDir = options.RUNS_DIR,
+    runs_dir: options.AnyRunsDir = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show a run while it goes on. Ctrl-C leaves; the run goes on. Exits as 'siloray run' does."""
-    run_dir = run_dirs.find(runs_dir, run)
-    raise typer.Exit(_watch(run_dir, address, as_json))
+    raise typer.Exit(_watch(run_dirs.locate(run, address, runs_dir), address, as_json))
 
 
 def _watch(run_dir: Path, address: str | None, as_json: bool) -> int:
     from orchestrator.cli.ending import conclude
     from orchestrator.cli.follow import LeftAtOnce, follow
-    from orchestrator.transport import ray as transport
 
-    try:
-        followed = follow(transport.attach(run_dir, address), as_json, _leave)
+    with attached(run_dir, address) as run:
+        try:
+            followed = follow(run, as_json, _leave)
+        except LeftAtOnce:
+            typer.echo(f"{run_dir.name} goes on; 'siloray stop {run_dir.name}' ends it", err=True)
+            return 0
         conclude(run_dir, followed.outcome, followed.durable, as_json)
         return followed.outcome.exit_code
-    except LeftAtOnce:
-        typer.echo(f"{run_dir.name} goes on; 'siloray stop {run_dir.name}' ends it", err=True)
-        return 0
-    finally:
-        transport.shutdown()
 
 
 def _leave(show: "Display") -> None:

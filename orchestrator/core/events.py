@@ -112,6 +112,28 @@ class UpdateRefused(_Event):
     reason: str
 
 
+class SiloDeclined(_Event):
+    """The silo was asked to join, and takes no part: its policy, its data or its version is against it."""
+
+    type: Literal["silo_declined"] = "silo_declined"
+    silo: str
+    code: str
+    reason: str
+
+
+class CallRefused(_Event):
+    """Somebody at the driver's door was turned away before a request or an answer was believed."""
+
+    type: Literal["call_refused"] = "call_refused"
+    who: str
+    """The name in the certificate."""
+    code: str
+    """Stable reason code: member, identity, signature, session, replay, format, length, digest, schema, ..."""
+    reason: str
+    times: int = 1
+    """So often this happened until now; the journal has the first, tenth, hundredth, ..."""
+
+
 class Waiting(_Event):
     type: Literal["waiting"] = "waiting"
     version: int
@@ -205,6 +227,8 @@ Event = Annotated[
     | ModelReady
     | SiloDown
     | UpdateRefused
+    | SiloDeclined
+    | CallRefused
     | Waiting
     | RoundOpened
     | SiloLaunched

@@ -162,6 +162,10 @@ class Channel(Protocol):
         """Ask and wait. Raises `SiloLost`."""
         ...
 
+    def moved(self, silo: SiloId) -> int:
+        """Bytes that went to and fro so far, where they travel slowly enough to be a sign of life."""
+        ...
+
     async def restart(self, silo: SiloId) -> None:
         """End a silo's process that no longer answers, and start it anew."""
         ...

@@ -28,10 +28,9 @@ from orchestrator.core.messages import (
     Train,
 )
 from orchestrator.core.vector import Parts
-from silos.actor import IO_THREADS, SiloActor
+from silos.actor import IO_THREADS, SILO_LABEL, SiloActor
 
 NAMESPACE = "siloray"
-SILO_LABEL = "siloray.silo"
 ROLE_LABEL = "siloray.role"
 
 _LOST = (RayActorError, ObjectLostError, GetTimeoutError, TaskCancelledError)
@@ -112,6 +111,9 @@ class RayChannel:
             model = request.model.on(self._node.get(silo, self._home))
             return actor.handle.remote(replace(request, model=None), model)
         return actor.handle.remote(request)
+
+    def moved(self, silo: SiloId) -> int:
+        return 0
 
     async def restart(self, silo: SiloId) -> None:
         """SIGKILL by the node's raylet, which works on a stopped process too; Ray starts it anew."""

@@ -1,0 +1,110 @@
+"""A run whose driver is a Ray actor, as the command line holds it: follow it, stop it, let it go."""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
+
+from orchestrator.core.errors import BadInput, CannotGoOn
+from orchestrator.ending import Outcome
+from orchestrator.transport.ray_channel import NAMESPACE
+from orchestrator.transport.ray_connection import cluster_address, connect, listens
+from orchestrator.transport.ray_home import ANSWER_S, driver_name, on_driver_node
+from orchestrator.transport.started_runs import noted_address, outcome_since, turns
+
+LOOK_S = 2.0
+"""A wait for the driver looks so often whether Ray is still there; Ray itself would wait for a minute."""
+
+
+@dataclass
+class RayRun:
+    """A run whose driver is a Ray actor. Once that is gone, what the journal says of its end counts."""
+
+    run_id: str
+    run_dir: Path
+    """On the driver's node."""
+    actor: Any
+    num_opened: int = 0
+    """How often the run had been opened before; an end that the journal has from then is an older one."""
+    _outcome: Outcome | None = field(default=None)
+
+    def events(self, after: int, wait_s: float) -> tuple[list[dict[str, Any]], int]:
+        try:
+            events, cursor = self._ask(self.actor.events, after, wait_s)
+            return events, cursor
+        except CannotGoOn:
+            if self._recorded() is None:
+                raise
+            return [], after
+
+    def outcome(self) -> Outcome | None:
+        if self._outcome is None:
+            try:
+                self._outcome = self._ask(self.actor.outcome)
+            except CannotGoOn:
+                self._outcome = self._recorded()
+                if self._outcome is None:
+                    raise
+        return self._outcome
+
+    def stop(self, now: bool = False, within_s: float | None = None) -> None:
+        self._ask(self.actor.stop, now, within_s)
+
+    def close(self) -> None:
+        """Let the driver's process go; its run directory has everything."""
+        with suppress(RayError):
+            self.actor.leave.remote()
+
+    def _recorded(self) -> Outcome | None:
+        """How this run ended, if its journal can be read and says so."""
+        found = turns(str(self.run_dir))
+        if not found and listens(cluster_address()):
+            with suppress(CannotGoOn):
+                found = on_driver_node(turns, str(self.run_dir))
+        return outcome_since(found, self.num_opened)
+
+    def _ask(self, method: Any, *arguments: Any) -> Any:
+        """The driver's answer; one that Ray is starting anew is asked again."""
+        until = time.monotonic() + ANSWER_S
+        reference = method.remote(*arguments)
+        while True:
+            try:
+                return ray.get(reference, timeout=LOOK_S)
+            except GetTimeoutError:
+                why = "no answer"
+            except ActorUnavailableError as error:
+                why = type(error).__name__
+                reference = method.remote(*arguments)
+                time.sleep(0.1)
+            except RayError as error:
+                raise self._gone(type(error).__name__) from None
+            if not listens(cluster_address()):
+                raise self._gone("its Ray has ended")
+            if time.monotonic() > until:
+                raise self._gone(why)
+
+    def _gone(self, why: str) -> CannotGoOn:
+        go_on = f"'siloray resume {self.run_id}' goes on with the run"
+        return CannotGoOn(f"the driver of {self.run_id} does not answer ({why}); {go_on}")
+
+
+def attach(run_dir: Path, address: str | None) -> RayRun:
+    """The run whose driver is alive; `BadInput` if none is. ``run_dir``: on the driver's node."""
+    run_id = run_dir.name
+    where = address or noted_address(run_dir)
+    if where is None or not listens(where):
+        raise _without_driver(run_id)
+    connect(where, 0)
+    try:
+        actor = ray.get_actor(driver_name(run_id), namespace=NAMESPACE)
+    except ValueError:
+        raise _without_driver(run_id) from None
+    return RayRun(run_id, run_dir, actor)
+
+
+def _without_driver(run_id: str) -> BadInput:
+    return BadInput(f"no driver works on {run_id}; 'siloray resume {run_id}' goes on with it")
