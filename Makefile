@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV = .venv/bin/uv
 BIN = .venv/bin
 
-.PHONY: run test test-slow check format clean
+.PHONY: run test test-slow test-long check format clean
 
 run: .venv/.installed
 	$(BIN)/siloray run examples/heart_disease/job.yaml
@@ -12,7 +12,10 @@ test: .venv/.installed
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/.installed
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not long"
+
+test-long: .venv/.installed
+	$(BIN)/pytest -m long
 
 check: .venv/.installed
 	$(BIN)/ruff check .

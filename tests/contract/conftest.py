@@ -15,8 +15,9 @@ from orchestrator.core.protocols import Channel
 from orchestrator.transport.local import LocalChannel
 from silos.configured_site import ConfiguredSite
 from silos.silo import Silo
+from tests.support.scratch import scratch
 
-HEART = Path(__file__).parents[2] / "examples" / "heart_disease" / "data"
+HEART = Path(__file__).parents[2] / "examples" / "heart_disease" / "silos"
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 
 Documents = Mapping[str, Path]
@@ -48,12 +49,27 @@ def over_ray(run_id: str, documents: Documents) -> Iterator[Channel]:
         channel.close()
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow)])
+@contextmanager
+def over_flight(run_id: str, documents: Documents) -> Iterator[Channel]:
+    """Each silo behind an agent of its own that dials in over mutual TLS."""
+    from tests.support.consortium import Consortium, sites, until, uri_of
+
+    with scratch() as folder:
+        consortium = Consortium(folder / "ca", tuple(documents))
+        with (
+            consortium.channel() as channel,
+            consortium.agents(uri_of(channel), sites(documents)),
+        ):
+            until(lambda: channel.connected() == set(documents))
+            yield channel
+
+
+@pytest.fixture(params=["local", "flight", pytest.param("ray", marks=pytest.mark.slow)])
 def channel(request: pytest.FixtureRequest) -> Open:
     """Every test of this folder runs once for each."""
     if request.param == "ray":
         request.getfixturevalue("ray_here")
-    return {"local": local, "ray": over_ray}[request.param]
+    return {"local": local, "flight": over_flight, "ray": over_ray}[request.param]
 
 
 @pytest.fixture
@@ -66,7 +82,7 @@ def write_documents(folder: Path, **policy: Any) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for name in HOSPITALS:
-        dataset = {"path": str(HEART / f"{name}.parquet"), "splits": {"column": "fold"}}
+        dataset = {"path": str(HEART / name / f"{name}.parquet"), "splits": {"column": "fold"}}
         rules = {"allow_code": ["tests.support"], **policy}
         written[name] = folder / f"{name}.yaml"
         written[name].write_text(

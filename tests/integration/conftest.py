@@ -20,11 +20,12 @@ def heart_silos(tmp_path: Path) -> Path:
 
 def write_silos(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    for document in sorted((HEART / "silos").glob("*.yaml")):
-        text = document.read_text(encoding="utf-8").replace("../data", str(HEART / "data"))
-        silo = yaml.safe_load(text)
+    for document in sorted((HEART / "silos").glob("*/silo.yaml")):
+        silo = yaml.safe_load(document.read_text(encoding="utf-8"))
+        heart = silo["datasets"]["heart"]
+        heart["path"] = str(document.parent / heart["path"])
         silo["policy"] = {**silo.get("policy", {}), "allow_code": ["tests.support"], "min_cohort": 1}
-        (folder / document.name).write_text(yaml.safe_dump(silo), encoding="utf-8")
+        (folder / f"{silo['name']}.yaml").write_text(yaml.safe_dump(silo), encoding="utf-8")
     return folder
 
 

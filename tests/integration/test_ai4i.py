@@ -34,7 +34,7 @@ def job(seed: int, silos: Sequence[str] = SILOS) -> Job:
 def sites(folder: Path) -> dict[str, Path]:
     """The example's own silo.yaml files, in a copy beside which silos may write; they allow training alone."""
     shutil.copytree(EXAMPLE, folder / "example")
-    documents = {name: folder / "example" / "silos" / f"{name}.yaml" for name in SILOS}
+    documents = {name: folder / "example" / "silos" / name / "silo.yaml" for name in SILOS}
     for path in documents.values():
         text = path.read_text(encoding="utf-8")
         assert "min_cohort: 3" in text

@@ -37,8 +37,8 @@ def write_silo(folder: Path, **policy: Any) -> None:
     document = {
         "name": "va",
         "datasets": {
-            "heart": {"path": str(HEART / "data" / "va.parquet"), "splits": {"column": "fold"}},
-            "scans": {"path": "../scans.parquet", "splits": {"column": "split"}},
+            "heart": {"path": str(HEART / "silos" / "va" / "va.parquet"), "splits": {"column": "fold"}},
+            "scans": {"path": str(folder / "scans.parquet"), "splits": {"column": "split"}},
         },
         "policy": policy,
     }

@@ -25,6 +25,12 @@ from tests.support.federation import double_counts
 
 pytestmark = pytest.mark.slow
 
+SOME_POINTS = [
+    pytest.param(point, marks=() if number % 4 == 0 else pytest.mark.long)
+    for number, point in enumerate(FAULT_POINTS)
+]
+"""Each is a whole command twice; `tests/property/test_kills.py` goes through all of them in one process."""
+
 TOTAL = 6
 STEPS = 12
 SLOW_S = 0.06
@@ -161,7 +167,7 @@ def test_nothing_that_trains_is_left_of_a_killed_command(killed: Killed) -> None
     gone(killed.pid, ORPHANED_S, but=is_helper)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(each, marks=pytest.mark.long) for each in (2, 3))])
 def test_a_command_killed_anywhere_is_given_again(place: Place, undisturbed: str, seed: int) -> None:
     """SIGKILL at a random moment, the same command at once: the same run, the same bits, nothing left behind."""
     draw = random.Random(seed)
@@ -179,7 +185,7 @@ def test_a_command_killed_anywhere_is_given_again(place: Place, undisturbed: str
     gone(again.pid, ENDED_S)
 
 
-@pytest.mark.parametrize("point", FAULT_POINTS)
+@pytest.mark.parametrize("point", SOME_POINTS)
 def test_killed_at_a_fault_point(place: Place, undisturbed: str, point: str) -> None:
     """A driver or silo that dies at this point of round 2 is started anew by Ray; the command need not be."""
     fired = place.folder / "fired"

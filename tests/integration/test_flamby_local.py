@@ -34,7 +34,7 @@ from tests.support.scratch import scratch
 from tests.support.shared_data import needs
 
 pytestmark = needs(SHARED)
-DATA = Path(__file__).parents[2] / "examples" / "heart_disease" / "data"
+DATA = Path(__file__).parents[2] / "examples" / "heart_disease" / "silos"
 QUICK = dict(zip(RULES, (42, 43, 44, 45, 46, 42), strict=True))
 CELLS = [
     pytest.param(rule, seed, marks=[] if QUICK[rule] == seed else pytest.mark.slow)
@@ -49,7 +49,7 @@ def hospitals(folder: Path) -> dict[str, Any]:
     for name in HOSPITALS:
         (folder / f"{name}.yaml").write_text(
             f"name: {name}\n"
-            f"datasets:\n  heart: {{path: {DATA / name}.parquet, splits: {{column: fold}}}}\n"
+            f"datasets:\n  heart: {{path: {DATA / name / name}.parquet, splits: {{column: fold}}}}\n"
             "policy: {allow_code: [tests.support.flamby], min_cohort: 4}\n"
         )
     return {name: lambda name=name: Silo(ConfiguredSite(folder / f"{name}.yaml")) for name in HOSPITALS}

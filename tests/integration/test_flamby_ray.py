@@ -61,6 +61,7 @@ def hospitals(ray_here: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "seed"), RULES_AND_SEEDS)
 def test_every_published_cell(ray_here: Any, hospitals: None, tmp_path: Path, rule: str, seed: int) -> None:
     """The whole table, each hospital on a node of its own."""
@@ -69,6 +70,7 @@ def test_every_published_cell(ray_here: Any, hospitals: None, tmp_path: Path, ru
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "seed"), EACH_RULE)
 def test_in_any_order(ray_here: Any, hospitals: None, tmp_path: Path, rule: str, seed: int) -> None:
     """Hospitals answer in another order in each round: the same cells."""
@@ -78,6 +80,7 @@ def test_in_any_order(ray_here: Any, hospitals: None, tmp_path: Path, rule: str,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "seed"), EACH_RULE)
 def test_with_a_hospital_killed_while_it_trains(
     ray_here: Any, hospitals: None, tmp_path: Path, rule: str, seed: int
@@ -94,6 +97,7 @@ def test_with_a_hospital_killed_while_it_trains(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "seed"), EACH_RULE)
 def test_with_the_driver_killed(ray_here: Any, hospitals: None, tmp_path: Path, rule: str, seed: int) -> None:
     """SIGKILL in the middle of round 6: Ray starts it anew, and it goes on by itself."""
@@ -107,6 +111,7 @@ def test_with_the_driver_killed(ray_here: Any, hospitals: None, tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "seed"), EACH_RULE)
 def test_stopped_and_gone_on_with(
     ray_here: Any, hospitals: None, tmp_path: Path, rule: str, seed: int

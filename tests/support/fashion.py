@@ -69,7 +69,7 @@ def write_parties(where: Path, partition: str) -> dict[str, Path]:
         documents[party] = where / party / "silo.yaml"
         documents[party].write_text(
             f"name: {party}\n"
-            "datasets:\n  fashion: {path: {train: train.parquet, test: ../test.parquet}}\n"
+            f"datasets:\n  fashion: {{path: {{train: train.parquet, test: {where / 'test.parquet'}}}}}\n"
             "policy: {allow_code: [tests.support.fashion]}\n"
         )
     return documents

@@ -18,7 +18,7 @@ from orchestrator.core.protocols import LocalRun, Report
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from silos.silo import Silo
-from silos.site import Order, Tick, Trained
+from silos.site import Guard, Order, Tick, Trained
 from silos.state import Kept
 
 
@@ -113,6 +113,7 @@ class PlainSite:
     trainers: list[Any] = field(default_factory=list)
     refusal: str | None = None
     data: str = "data"
+    guard: Guard = field(default_factory=Guard)
 
     def review(self, job: Job) -> str | None:
         return self.refusal

@@ -17,7 +17,7 @@ class Running:
 
     def __init__(self, transport: Any, job: Job, silos: Path | None, runs: Path, **options: Any) -> None:
         self.transport = transport
-        chosen = {"new": False, "tracking_uri": None, "address": None, **options}
+        chosen = {"new": False, "tracking_uri": None, "address": None, "track": False, **options}
         self.run = transport.start(
             job, transport.RunOptions(job_file=runs / "job.yaml", silos_dir=silos, runs_dir=runs, **chosen)
         )

@@ -153,6 +153,7 @@ class RunOptions:
     run_id: str | None
     tracking_uri: str | None
     track: bool
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class ScriptedRun:
     def outcome(self) -> Outcome | None:
         return None if self.endless else self.end
 
-    def stop(self, now: bool = False) -> None:
+    def stop(self, now: bool = False, within_s: float | None = None) -> None:
         self.stops.append(now)
         if os.environ.get("SCRIPT") != "deaf":
             self.endless, self.end = False, Outcome("stopped", 3, "asked to")
@@ -213,7 +214,11 @@ def transport() -> types.ModuleType:
             raise CannotGoOn("va did not join within 120 s")
         if script == "bug":
             raise KeyError("a mistake of ours")
-        run_dir = write_journal(options.runs_dir / (options.run_id or "heart-1"), whole_run())
+        run_dir = write_journal(
+            (options.runs_dir or Path("home")) / (options.run_id or "heart-1"), whole_run()
+        )
+        for name, text in options.notes.items():
+            (run_dir / name).write_text(text)
         lines = as_told(read_journal(run_dir / "journal.jsonl")[0])
         if script == "failed":
             return ScriptedRun(run_dir.name, run_dir, lines, Outcome("failed", 4, "va did not come back"))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from orchestrator.cli import run_dirs
+from orchestrator.cli import jobs, run_dirs
 from orchestrator.cli.main import app
 from orchestrator.core.errors import BadInput
 from tests.support import scripted
@@ -184,7 +184,7 @@ def test_run_passes_on_what_it_is_told(
     job: Path, transport: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    call("run", job, "--address", "10.0.0.1:6379", "--runs-dir", "r", "--new")
+    call("run", job, "--address", "10.0.0.1:6379", "--runs-dir", "r", "--new", "--no-checks")
     call("run", job, "--no-track", "--tracking-uri", "http://other")
     first, second = transport.asked
     assert (first.address, first.silos_dir, first.new) == ("10.0.0.1:6379", None, True)
@@ -204,7 +204,7 @@ def test_run_json_is_one_event_per_line_and_words_go_elsewhere(
 
 
 def test_run_detached_leaves_and_says_how_to_come_back(job: Path, transport: types.ModuleType) -> None:
-    result = call("run", job, "--detach", "--address", "auto")
+    result = call("run", job, "--detach", "--address", "auto", "--no-checks")
     assert result.exit_code == 0
     assert "siloray watch heart-1" in result.stdout
     assert "--address" in one_line(call("run", job, "--detach"), 2)
@@ -264,6 +264,27 @@ def test_resume_asks_the_same_again_from_any_folder(
     first, second = transport.asked
     assert (second.run_id, second.job_file, second.silos_dir) == ("heart-1", first.job_file, first.silos_dir)
     assert second.tracking_uri == "http://mlflow"
+
+
+def test_resume_takes_the_job_on_record_when_its_file_has_gone(
+    job: Path, transport: types.ModuleType
+) -> None:
+    call("run", job)
+    run_dir = job.parent / "runs" / "heart-1"
+    (run_dir / "journal.jsonl").unlink()
+    (run_dir / "job.json").write_text(json.dumps(jobs.read(job).model_dump(mode="json")))
+    job.unlink()
+    assert call("resume", "last").exit_code == 0
+    assert len(transport.asked) == 2
+    (run_dir / "journal.jsonl").unlink()
+    (run_dir / "job.json").write_text((run_dir / "job.json").read_text().replace('"seed": 0', '"seed": 1'))
+    assert "is no longer the job" in one_line(call("resume", "last"), 2)
+
+
+def test_a_cluster_has_its_own_folder_of_runs_and_database(job: Path, transport: types.ModuleType) -> None:
+    call("run", job, "--address", "auto", "--no-checks")
+    (options,) = transport.asked
+    assert (options.runs_dir, options.tracking_uri, options.track) == (None, None, True)
 
 
 def test_resume_refuses_another_job_a_done_run_and_one_it_knows_nothing_of(
