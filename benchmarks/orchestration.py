@@ -27,7 +27,7 @@ from orchestrator.core.protocols import LocalRun
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from orchestrator.store import Store
-from silos.site import Order, Trained
+from silos.site import Guard, Order, Trained
 from silos.state import Kept
 
 SHAPES = ("2x0.1M", "8x0.1M", "2x11M", "8x11M", "2x86M", "8x86M")
@@ -81,6 +81,7 @@ class AddSite:
 
     name: str
     size: int
+    guard: Guard = field(default_factory=Guard)
 
     def review(self, job: Job) -> str | None:
         return None
