@@ -18,6 +18,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.messages import Refused, Reply, Request
 from silos.configured_site import site_here
 from silos.silo import Silo
+from silos.told import public, whole
 
 IO_THREADS = 4
 
@@ -31,7 +32,9 @@ SILO_LABEL = "siloray.silo"
 class SiloActor:
     """One silo's process on its own node."""
 
-    def __init__(self, name: str, silo_yaml: str | None, code: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, silo_yaml: str | None, code: Sequence[str] = (), foreign_driver: bool = False
+    ) -> None:
         if silo_yaml is None:
             _leave_package()
         sys.path.extend(folder for folder in code if folder not in sys.path)
@@ -41,9 +44,9 @@ class SiloActor:
         self._wrong = ""
         try:
             _check_node(name)
-            self._silo = Silo(site_here(name, silo_yaml))
+            self._silo = Silo(site_here(name, silo_yaml, foreign_driver))
         except BadInput as error:
-            self._wrong = str(error)
+            self._wrong = public(error) if foreign_driver else whole(error)
 
     def __repr__(self) -> str:
         return f"silo {self.name}"

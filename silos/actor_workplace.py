@@ -36,7 +36,7 @@ class OnRay:
             max_restarts=-1,
             max_task_retries=0,
             **_placement(name),
-        ).remote(name, str(silo_yaml), [str(silo_yaml.parent)])
+        ).remote(name, str(silo_yaml), [str(silo_yaml.parent)], True)
 
     def handle(self, request: Request) -> Reply:
         """A process that ended meanwhile has forgotten the run: the driver asks it to join again, until the new one is

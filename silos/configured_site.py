@@ -21,8 +21,9 @@ NODE_FILE = "/etc/siloray/silo.yaml"
 class ConfiguredSite:
     """Reads the document when it is made; torch and the data only when a job comes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, foreign_driver: bool = False) -> None:
+        """``foreign_driver``: the driver is another organisation's, also where the document has no ``connection``."""
+        self.path, self._foreign_driver = path, foreign_driver
         self.config: SiloConfig = load_silo(path)
         self._open: tuple[str, Any] | None = None
 
@@ -40,7 +41,7 @@ class ConfiguredSite:
 
     @cached_property
     def guard(self) -> PolicyGuard:
-        return PolicyGuard(self.config, self.own_folder)
+        return PolicyGuard(self.config, self.own_folder, foreign_driver=self._foreign_driver)
 
     @property
     def own_folder(self) -> Path:
@@ -96,10 +97,10 @@ class ConfiguredSite:
         return self._open[1]
 
 
-def site_here(name: str, path: str | None) -> ConfiguredSite:
+def site_here(name: str, path: str | None, foreign_driver: bool = False) -> ConfiguredSite:
     """The site of the silo that this process is to be; raises `BadInput` on another silo's machine."""
     where = Path(path or os.environ.get("SILORAY_SILO", NODE_FILE))
-    site = ConfiguredSite(where)
+    site = ConfiguredSite(where, foreign_driver)
     if site.name != name:
         raise BadInput(f"{where} on this machine belongs to the silo '{site.name}', not to '{name}'")
     return site

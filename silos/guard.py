@@ -1,6 +1,7 @@
 """The policy at every request: opening hours, time budget, largest update; and the record of what left."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.messages import Refused, Update
+from orchestrator.core.printable import printable
 from orchestrator.core.random import seed_of
 from orchestrator.core.vector import Packet, blocks
 from orchestrator.job import Job
@@ -21,6 +23,7 @@ from silos import hours
 from silos.audit import Audit, write_private
 from silos.config import SiloConfig
 from silos.site import Code, Guard
+from silos.told import public, whole
 
 FIRST_JOINS = "first_joins.json"
 
@@ -28,12 +31,21 @@ FIRST_JOINS = "first_joins.json"
 class PolicyGuard(Guard):
     """What ``policy`` in ``silo.yaml`` says about the moment and the numbers, and the audit file."""
 
-    def __init__(self, config: SiloConfig, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: SiloConfig,
+        folder: Path,
+        clock: Callable[[], float] = time.time,
+        foreign_driver: bool = False,
+    ) -> None:
+        """``foreign_driver``: the driver is another organisation's, as wherever ``connection`` says whom to dial."""
         self.name, self.policy, self.clock = config.name, config.policy, clock
+        self._foreign_driver = foreign_driver or config.connection is not None
         self.audit = Audit(folder)
         self._windows = [hours.parse(each) for each in config.policy.opening_hours]
         self._first_joins = folder / FIRST_JOINS
         self._last_refusal: tuple[str, str, str] | None = None
+        self._last_error: tuple[str, str] | None = None
 
     def closed(self, run_id: str, rounds: int = 0) -> tuple[Code, str] | None:
         self.audit.ready()
@@ -72,6 +84,17 @@ class PolicyGuard(Guard):
             self._last_refusal = this
             with suppress(BadInput):
                 self.audit.write("refused", run=run_id, code=reply.code, reason=reply.reason)
+
+    def told(self, run_id: str, error: Exception) -> str:
+        """A driver of another organisation is told no value, no row and no path; the record and the console have
+        them, once where it asks again and again."""
+        this = (run_id, printable(whole(error)))
+        if self._foreign_driver and this != self._last_error:
+            self._last_error = this
+            logging.getLogger(__name__).warning("%s: %s", *this)
+            with suppress(BadInput):
+                self.audit.write("error", run=run_id, reason=this[1])
+        return public(error) if self._foreign_driver else whole(error)
 
     def _shut(self) -> str | None:
         if not self._windows:

@@ -91,7 +91,7 @@ class Silo:
         try:
             return self._dispatch(request)
         except BadInput as error:
-            return self._refused("data", str(error))
+            return self._refused("data", self.site.guard.told(request.run_id, error))
         except Cancelled:
             return self._refused("cancelled", "the driver no longer wanted this work")
 

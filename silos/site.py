@@ -9,6 +9,7 @@ from orchestrator.core.messages import Refused, Update
 from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Packet, Parts, Vector
 from orchestrator.job import Job
+from silos.told import whole
 
 Code = Literal["busy", "policy"]
 
@@ -85,6 +86,10 @@ class Guard:
 
     def refused(self, run_id: str, reply: Refused) -> None:
         """Keep on record that the silo refused."""
+
+    def told(self, run_id: str, error: Exception) -> str:
+        """What the driver may know of an error; the silo's own people keep all of it."""
+        return whole(error)
 
 
 class Site(Protocol):

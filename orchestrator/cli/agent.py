@@ -114,4 +114,4 @@ def _workplace(silo: Path, name: str, address: str | None) -> "Workplace":
     from silos.silo import Silo
     from silos.workplace import InProcess
 
-    return InProcess(lambda: Silo(ConfiguredSite(silo)))
+    return InProcess(lambda: Silo(ConfiguredSite(silo, foreign_driver=True)))

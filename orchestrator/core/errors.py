@@ -1,8 +1,18 @@
 """What can go wrong, in the words of the person who must act on it."""
 
+WITHHELD = "something is wrong there; its own record says what"
+
 
 class BadInput(ValueError):
-    """A person's mistake: one line with the place and the remedy. The command line exits with 2."""
+    """A person's mistake: one line with the place and the remedy. The command line exits with 2.
+
+    ``public``: what another organisation may read of it, without a value, a row's content or a local path. Not
+    given: only that something is wrong.
+    """
+
+    def __init__(self, text: str, public: str = WITHHELD) -> None:
+        super().__init__(text)
+        self.public = public
 
 
 class SiloLost(Exception):
