@@ -14,12 +14,14 @@ from orchestrator.core.events import (
     Event,
     RoundClosed,
     RunOpened,
+    SiloBusy,
     SiloDeclined,
     SiloDown,
     SiloJoined,
     UpdateRefused,
     Waiting,
 )
+from orchestrator.core.printable import printable
 
 MAX_SILOS = 24
 """Silos that the picture lists; of the others it gives the number."""
@@ -65,10 +67,10 @@ class Lines:
     def __call__(self, line: Mapping[str, Any], event: Event, view: View) -> None:
         text = sentence(event, view)
         if text:
-            print(text, flush=True)
+            self.tell(text)
 
     def tell(self, text: str) -> None:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 class Picture:
@@ -78,11 +80,11 @@ class Picture:
         self._live = live
 
     def __call__(self, line: Mapping[str, Any], event: Event, view: View) -> None:
-        if isinstance(event, SiloDown | SiloDeclined | UpdateRefused | CallRefused):
+        if isinstance(event, SiloDown | SiloDeclined | SiloBusy | UpdateRefused | CallRefused):
             self.tell(sentence(event, view))
 
     def tell(self, text: str) -> None:
-        self._live.console.print(text, highlight=False, markup=False)
+        self._live.console.print(printable(text), highlight=False, markup=False)
 
 
 def display(view: View, as_json: bool) -> AbstractContextManager[Display]:
@@ -121,13 +123,15 @@ def sentence(event: Event, view: View) -> str:
             return f"{event.silo} refused in round {view.round} {why}"
         case SiloDeclined():
             return f"{event.silo} takes no part ({event.code}): {words.one_line(event.reason)}"
+        case SiloBusy():
+            return f"{event.silo} will join later: {words.one_line(event.reason)}"
         case CallRefused():
             again = f", {event.times} times" if event.times > 1 else ""
             return f"turned away {event.who} ({event.code}): {words.one_line(event.reason)}{again}"
         case Waiting():
-            until = words.duration(event.until_s)
+            until = "" if event.until_s is None else f"; gives up in {words.duration(event.until_s)}"
             whom = words.some(event.silos) or "space"
-            return f"waiting for {whom}: {words.one_line(event.why)}; gives up in {until}"
+            return f"waiting for {whom}: {words.one_line(event.why)}{until}"
     return ""
 
 
@@ -171,7 +175,7 @@ def _figures(view: View) -> list[Any]:
 
     lines = []
     for name, value in _latest(view):
-        text = Text(f"{name:>12} {words.figure(value):<9}")
+        text = Text(f"{printable(name):>12} {words.figure(value):<9}")
         text.append(words.sparkline(view.series(name)), style=_ARROWS[view.trend(name)])
         best = view.figures.get(view.best, {}).get(name) if view.best is not None else None
         known = "" if best is None else f"  best version: {words.figure(best)}"

@@ -7,6 +7,7 @@ import traceback
 
 from orchestrator.cli.words import one_line
 from orchestrator.core.errors import BadInput, CannotGoOn
+from orchestrator.core.printable import printable
 
 DONE, UNEXPECTED, BAD_INPUT, STOPPED, CANNOT_GO_ON = 0, 1, 2, 3, 4
 
@@ -34,7 +35,7 @@ def sentence(error: Exception) -> str:
 
 def say(text: str) -> None:
     """One line on standard error."""
-    print(f"siloray: {text}", file=sys.stderr, flush=True)
+    print(f"siloray: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def unexpected(error: Exception) -> int:

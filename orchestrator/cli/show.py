@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from orchestrator.cli import options, run_dirs, words
+from orchestrator.core.printable import printable
 
 
 def show(run: options.RunName, runs_dir: options.SeenRunsDir = None, as_json: options.AsJson = False) -> None:
@@ -25,13 +26,13 @@ def _print(summary: Mapping[str, Any], running: bool) -> None:
     from orchestrator.cli.tables import print_silos, print_table
 
     for line in head(summary, running):
-        typer.echo(line)
+        typer.echo(printable(line))
     if summary["silos"]:
         print_silos(summary)
     if summary["versions"]:
         print_table(*versions(summary))
     for line in incidents(summary):
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 def head(summary: Mapping[str, Any], running: bool) -> list[str]:
@@ -88,7 +89,8 @@ def incidents(summary: Mapping[str, Any]) -> list[str]:
     declined = [
         f"takes no part: {each['silo']}: {each['code']}: {each['reason']}" for each in summary["declined"]
     ]
-    return refused + declined + lost + [_turned_away(each) for each in summary["turned_away"]]
+    busy = [f"joined later: {each['silo']}: {each['reason']}" for each in summary["busy"]]
+    return refused + declined + busy + lost + [_turned_away(each) for each in summary["turned_away"]]
 
 
 def _turned_away(each: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.cli import words
 from orchestrator.core.metrics import larger_is_better
+from orchestrator.core.printable import printable
 
 WIDE = 160
 """Columns where the output is no terminal, so that a log line is not folded."""
@@ -21,9 +22,9 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str |
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(head):
         numbers = all(_is_number(row[index]) for row in rows)
-        table.add_column(name, justify="right" if index and numbers else "left")
+        table.add_column(printable(name), justify="right" if index and numbers else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console.print(table)
 
 

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Sequence
 
+from orchestrator.core.printable import printable
+
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -51,5 +53,5 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 
 
 def one_line(text: object) -> str:
-    """Whatever it is, on one line."""
-    return " ".join(str(text).split())
+    """Whatever it is, on one line, and nothing in it that a terminal would act on."""
+    return printable(" ".join(str(text).split()))
