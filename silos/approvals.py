@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from orchestrator.core import document
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadInput, BadJob
 from orchestrator.job import Job
 from orchestrator.task import modules
 from silos.audit import write_private
@@ -97,7 +97,7 @@ def _sources(module: str) -> tuple[Path, list[Path]]:
             root = Path(spec.origin).parent
             return root, sorted(root.rglob("*.py"))
     if spec.origin is None or not Path(spec.origin).is_file():
-        raise BadInput(f"{module}: no source of this module at this silo")
+        raise BadJob(f"{module}: no source of this module at this silo")
     return Path(spec.origin).parent, [Path(spec.origin)]
 
 
@@ -109,6 +109,6 @@ def _specs(module: str) -> Iterator[ModuleSpec]:
             part, where
         )  # by its whole name, a namespace package would look for its parent
         if spec is None:
-            raise BadInput(f"{module}: there is no such module at this silo")
+            raise BadJob(f"{module}: there is no such module at this silo")
         where = list(spec.submodule_search_locations or ())
         yield spec

@@ -30,8 +30,10 @@ class Audit:
         except OSError as error:
             raise self._failed(error) from None
         if free < ROOM:
+            what = "disk full"
             raise BadInput(
-                f"{self.path}: disk full ({free:,} bytes free): the silo cannot record what it does"
+                f"{self.path}: {what} ({free:,} bytes free): the silo cannot record what it does",
+                f"{what}: the silo cannot record what it does",
             )
 
     def write(self, event: str, **facts: Any) -> None:
@@ -56,7 +58,8 @@ class Audit:
             _sync_folder(self.path.parent)
 
     def _failed(self, error: OSError) -> BadInput:
-        return BadInput(f"{self.path}: {error.strerror}: the silo does nothing that it cannot record")
+        rule = "the silo does nothing that it cannot record"
+        return BadInput(f"{self.path}: {error.strerror}: {rule}", f"{error.strerror}: {rule}")
 
 
 def write_private(path: Path, text: str) -> None:
@@ -73,7 +76,9 @@ def write_private(path: Path, text: str) -> None:
         unfinished.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+        raise BadInput(
+            f"{path}: cannot be written: {error.strerror}", f"{path.name}: {error.strerror}"
+        ) from None
 
 
 def _append_whole(descriptor: int, line: bytes) -> None:

@@ -32,9 +32,8 @@ class Column:
         values[np.isin(values, codes)] = np.nan
         infinite = np.flatnonzero(np.isinf(values))
         if infinite.size:
-            raise self._bad(
-                int(infinite[0]), "holds an infinite number; list it under 'missing' in silo.yaml"
-            )
+            what = "holds an infinite number; list it under 'missing' in silo.yaml"
+            raise self._bad(int(infinite[0]), what, "an infinite number")
         return values
 
     def levels(self, names: Sequence[str | int]) -> NDArray[np.int64]:
@@ -49,7 +48,8 @@ class Column:
         unknown = np.flatnonzero((found < 0) & ~missing)
         if unknown.size:
             row = int(unknown[0])
-            raise self._bad(row, f"holds {self._plain[row].as_py()!r}, which is none of: {shortened(names)}")
+            what = f"holds {self._plain[row].as_py()!r}, which is none of: {shortened(names)}"
+            raise self._bad(row, what, "a value that is none of those that the job lists")
         return found
 
     def labels(self, num_classes: int, classes: Sequence[str | int]) -> NDArray[np.int64]:
@@ -58,17 +58,16 @@ class Column:
             return self.levels(classes)
         name = _first_word(self.text) if self._is_text else None
         if name is not None:
-            raise self._bad(
-                name, f"holds the name {self.text[name].as_py()!r}; list 'classes' in the job's task"
-            )
+            remedy = "list 'classes' in the job's task"
+            what = f"holds the name {self.text[name].as_py()!r}; {remedy}"
+            raise self._bad(name, what, f"a name; {remedy}")
         values = self.numbers()
         outside = (values != np.floor(values)) | (values < 0) | (values >= num_classes)
         bad = np.flatnonzero(~np.isnan(values) & outside)
         if bad.size:
             row = int(bad[0])
-            raise self._bad(
-                row, f"holds the label {values[row]:g}, outside the job's classes 0 to {num_classes - 1}"
-            )
+            limits = f"outside the job's classes 0 to {num_classes - 1}"
+            raise self._bad(row, f"holds the label {values[row]:g}, {limits}", f"a label {limits}")
         return np.where(np.isnan(values), -1, values).astype(np.int64)
 
     @cached_property
@@ -96,16 +95,19 @@ class Column:
         if any(check(kind) for check in _NUMERIC):
             return self._plain.cast(pa.float64(), safe=False)
         if not self._is_text:
-            raise self._bad(0, f"is of type {kind}, which is neither a number nor text")
+            raise self._bad(
+                0, f"is of type {kind}, which is neither a number nor text", "no numbers, no text"
+            )
         try:
             return self.text.cast(pa.float64())
         except pa.ArrowInvalid:
             row = _first_word(self.text) or 0
             remedy = "list it under 'missing' in silo.yaml, or the column's levels in task.categories"
-            raise self._bad(row, f"holds {self.text[row].as_py()!r}, not a number; {remedy}") from None
+            what = f"holds {self.text[row].as_py()!r}, not a number; {remedy}"
+            raise self._bad(row, what, f"a value that is no number; {remedy}") from None
 
-    def _bad(self, row: int, what: str) -> BadInput:
-        return BadInput(f"{self.place(row)}: column '{self.name}' {what}")
+    def _bad(self, row: int, what: str, public: str) -> BadInput:
+        return BadInput(f"{self.place(row)}: column '{self.name}' {what}", f"column '{self.name}': {public}")
 
 
 _NUMERIC: tuple[Callable[[pa.DataType], bool], ...] = (

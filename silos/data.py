@@ -19,7 +19,7 @@ from pyarrow import csv, fs
 from orchestrator.core.errors import BadInput
 from silos.columns import Column, shortened
 from silos.config import ColumnSplit, DatasetConfig
-from silos.files import TABLES, Place, fingerprint, is_image_folder, nearest, places, table_files
+from silos.files import TABLES, UNREADABLE, Place, fingerprint, is_image_folder, nearest, places, table_files
 from silos.image_files import ImageFolder, TableImages
 from silos.lean_arrow import ds
 from silos.splits import Tags, column_tags, share_tags, wants_no_test
@@ -66,14 +66,16 @@ class TableData:
         """Numbers of a split's rows, rising; `BadInput` when there are none."""
         rows = self._rows[split]
         if not len(rows) and not (split == "test" and wants_no_test(self.config)):
-            why = self._why_none(split)
-            raise BadInput(f"{self._first_file}: no {split} rows{why}; check 'splits' in silo.yaml")
+            why, remedy = self._why_none(split), "check 'splits' in silo.yaml"
+            raise BadInput(
+                f"{self._first_file}: no {split} rows{why}; {remedy}", f"no {split} rows; {remedy}"
+            )
         return rows
 
     def read(self, columns: Sequence[str], split: Split) -> dict[str, Column]:
         """These columns of a split, in the order of `rows`. CSV gives text: `Column.numbers` converts."""
         rows = self.rows(split)
-        table = self._table({name: self._in_file(self.config.in_file(name)) for name in columns})
+        table = self._table({name: self._in_file(name) for name in columns})
         if len(rows) < table.num_rows:
             table = table.take(pa.array(rows))
         return {
@@ -84,12 +86,13 @@ class TableData:
         """Class numbers of a split's images (column ``label``); `BadInput` where one is missing."""
         numbers = self.read(["label"], split)["label"].labels(num_classes, classes or self.config.classes)
         if (numbers < 0).any():
-            raise BadInput(f"{self._places(split)(int(np.argmin(numbers)))}: no label; remove the row")
+            place = self._places(split)(int(np.argmin(numbers)))
+            raise BadInput(f"{place}: no label; remove the row", "a row without a label")
         return numbers
 
     def images(self, split: Split) -> TableImages:
         """The encoded images of a split (column ``image``: bytes, or a struct with ``bytes``)."""
-        return TableImages(self, self._in_file(self.config.in_file("image")), self.rows(split))
+        return TableImages(self, self._in_file("image"), self.rows(split))
 
     def place(self, row: int) -> str:
         """File and row (from 1) of a row number, for people."""
@@ -123,13 +126,17 @@ class TableData:
     def _places(self, split: Split) -> Callable[[int], str]:
         return lambda i: self.place(int(self.rows(split)[i]))
 
-    def _in_file(self, name: str) -> str:
-        """The name itself, once every file is known to have such a column."""
+    def _in_file(self, column: str) -> str:
+        """The name in the files of a column of the job, once every file is known to have it."""
+        name, public = self.config.in_file(column), f"no column '{column}'"
+        self._check_there(name, public)
+        return name
+
+    def _check_there(self, name: str, public: str) -> None:
         for path, known in self._known.items():
             if name not in known:
                 hint = "a column of another name is given under 'columns' in silo.yaml"
-                raise BadInput(f"{path}: no column '{name}'{nearest(name, known)} ({hint})")
-        return name
+                raise BadInput(f"{path}: no column '{name}'{nearest(name, known)} ({hint})", public)
 
     def _table(self, columns: dict[str, str]) -> pa.Table:
         try:
@@ -137,7 +144,7 @@ class TableData:
                 columns={name: ds.field(in_file) for name, in_file in columns.items()}
             )
         except (pa.ArrowException, OSError) as error:
-            raise BadInput(f"{self._first_file}: cannot be read: {_first_line(error)}") from None
+            raise BadInput(f"{self._first_file}: cannot be read: {_first_line(error)}", UNREADABLE) from None
 
     @cached_property
     def _rows(self) -> dict[Split, NDArray[np.int64]]:
@@ -163,7 +170,8 @@ class TableData:
         return f": no row has '{getattr(splits, split)}' in column '{splits.column}' (it holds: {found})"
 
     def _split_column(self, splits: ColumnSplit) -> Column:
-        values = self._table({splits.column: self._in_file(splits.column)})[splits.column]
+        self._check_there(splits.column, "no column that says which rows train and which test")
+        values = self._table({splits.column: splits.column})[splits.column]
         return Column(splits.column, values, (), self.place)
 
 
@@ -179,7 +187,8 @@ def _open(files: Sequence[Path]) -> tuple[ds.Dataset, dict[str, list[str]]]:
         dataset = ds.dataset(names, schema=schema, format=read_as, filesystem=mapped)
         return dataset, {path: each.names for path, each in schemas.items()}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{_broken(files, error)}: cannot be read as {form}: {_first_line(error)}") from None
+        what = f"{_broken(files, error)}: cannot be read as {form}: {_first_line(error)}"
+        raise BadInput(what, UNREADABLE) from None
 
 
 def _csv(file: Path) -> ds.CsvFileFormat:

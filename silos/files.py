@@ -21,6 +21,8 @@ TABLES = {
 """Endings of table files and pyarrow's name of their format."""
 HASHED_WHOLE = 1 << 30
 """Bytes up to which a data set's fingerprint covers every byte."""
+UNREADABLE = "a file of the data set cannot be read"
+"""What others may know of it."""
 _MIB = 1 << 20
 
 
@@ -45,7 +47,8 @@ def _matches(patterns: str | tuple[str, ...], folder: Path) -> list[Path]:
         matched = bounded(pattern, folder)
         if not matched:
             raise BadInput(
-                f"{folder / pattern}: no such file; 'path' in silo.yaml starts at that file's folder"
+                f"{folder / pattern}: no such file; 'path' in silo.yaml starts at that file's folder",
+                "a file of the data set is not there",
             )
         found.update(matched)
     return sorted(found)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadJob
 from orchestrator.core.vector import Parts, Vector
 
 
@@ -100,12 +100,12 @@ def _entries(module: nn.Module, shared: Sequence[str], private: Sequence[str]) -
     names = [name for name, _, _ in named]
     for glob in (*shared, *private):
         if not fnmatch.filter(names, glob):
-            raise BadInput(
+            raise BadJob(
                 f"'{glob}' (shared or private) matches no parameter; there are: {', '.join(names[:8])}"
             )
     entries = [Entry(n, tuple(t.shape), kind, _is_shared(n, shared, private)) for n, t, kind in named]
     if not any(entry.shared and entry.kind == "param" for entry in entries):
-        raise BadInput("'shared' and 'private' leave no parameter to train together")
+        raise BadJob("'shared' and 'private' leave no parameter to train together")
     return sorted(entries, key=lambda entry: (entry.kind == "buffer", not entry.shared))
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from orchestrator.core.errors import BadInput
 from silos.config import ColumnSplit, DatasetConfig
-from silos.files import Place, fingerprint
+from silos.files import UNREADABLE, Place, fingerprint
 from silos.splits import Tags, name_keys, share_tags, wants_no_test
 from silos.tasks.task import Split
 
@@ -58,7 +58,8 @@ class TableImages:
         if not _holds_bytes(kind):
             file = data.files[0].path
             raise BadInput(
-                f"{file}: column '{column}' is of type {kind}; images are bytes, or a struct with 'bytes'"
+                f"{file}: column '{column}' is of type {kind}; images are bytes, or a struct with 'bytes'",
+                "column 'image': no encoded images",
             )
 
     @cached_property
@@ -72,7 +73,8 @@ class TableImages:
         block = int(self.blocks[i])
         value = self._block(block)[int(self._rows[i]) - self._data.starts[block]].as_py()
         if value is None:
-            raise BadInput(f"{self.place(i)}: no image in column '{self._column}'; remove the row")
+            what = f"{self.place(i)}: no image in column '{self._column}'; remove the row"
+            raise BadInput(what, "a row without an image")
         return bytes(value)
 
     def place(self, i: int) -> str:
@@ -92,7 +94,8 @@ class TableImages:
         try:
             column = fragment.to_table(columns=[self._column], schema=self._data.schema)[self._column]
         except (pa.ArrowException, OSError) as error:
-            raise BadInput(f"{fragment.path}: cannot be read: {str(error).splitlines()[0][:200]}") from None
+            what = f"{fragment.path}: cannot be read: {str(error).splitlines()[0][:200]}"
+            raise BadInput(what, UNREADABLE) from None
         return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 
@@ -117,7 +120,8 @@ class ImageFolder:
         )
         if not self.files:
             looked = ", ".join(self.classes) or "no folders"
-            raise BadInput(f"{roots[0].path}: no image in a folder per class ({looked})")
+            what = f"{roots[0].path}: no image in a folder per class ({looked})"
+            raise BadInput(what, "no image in a folder per class")
         self._roots = tuple(roots)
 
     @cached_property
@@ -131,9 +135,10 @@ class ImageFolder:
         unknown = sorted(set(self.classes) - set(names))
         if len(names) != num_classes or unknown:
             what = f"the folder '{unknown[0]}' is no class" if unknown else f"{len(names)} class folders"
+            remedy = "list 'classes' in the job's task, or in silo.yaml"
             raise BadInput(
-                f"{self._roots[0].path}: {what}, and the job has {num_classes} classes; list 'classes' in "
-                "the job's task, or in silo.yaml"
+                f"{self._roots[0].path}: {what}, and the job has {num_classes} classes; {remedy}",
+                f"its folders are not the job's {num_classes} classes; {remedy}",
             )
         number = {name: index for index, name in enumerate(names)}
         return np.array(
@@ -148,8 +153,9 @@ class ImageFolder:
         """Numbers of a split's files; `BadInput` when there are none."""
         rows = np.flatnonzero(self._tags == split)
         if not len(rows) and not (split == "test" and wants_no_test(self.config)):
-            root = self._roots[0].path
-            raise BadInput(f"{root}: no {split} images among {len(self.files)}; check 'splits' in silo.yaml")
+            what, remedy = f"no {split} images", "check 'splits' in silo.yaml"
+            among = f"{self._roots[0].path}: {what} among {len(self.files)}"
+            raise BadInput(f"{among}; {remedy}", f"{what}; {remedy}")
         return rows
 
     @cached_property
@@ -202,7 +208,7 @@ class FolderImages:
         try:
             return self._paths[i].read_bytes()
         except OSError as error:
-            raise BadInput(f"{self.place(i)}: cannot be read: {error.strerror}") from None
+            raise BadInput(f"{self.place(i)}: cannot be read: {error.strerror}", UNREADABLE) from None
 
     def place(self, i: int) -> str:
         return str(self._paths[i])
@@ -217,7 +223,8 @@ def decode(images: EncodedImages, i: int, channels: int, size: tuple[int, int] |
         raise
     except Exception as error:  # decoders raise many kinds on damaged bytes
         raise BadInput(
-            f"{images.place(i)}: not a readable image ({_reason(error)}); repair or remove it"
+            f"{images.place(i)}: not a readable image ({_reason(error)}); repair or remove it",
+            "an image that cannot be decoded",
         ) from None
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadJob
 from orchestrator.local import Optimizer
 
 _SGD_ARGUMENTS = {"lr", "momentum", "dampening", "weight_decay", "nesterov"}
@@ -57,20 +57,20 @@ class FlatSgd:
 
 
 def make_optimizer(spec: Optimizer, parameter: nn.Parameter) -> Steps:
-    """The optimizer that the job names; raises `BadInput` for an unknown name or argument."""
+    """The optimizer that the job names; raises `BadJob` for an unknown name or argument."""
     if spec.name.lower() == "sgd" and spec.arguments.keys() <= _SGD_ARGUMENTS:
         _check_sgd(spec.arguments)
         return FlatSgd(parameter, **spec.arguments)
     if spec.name.lower() in _UNFIT:
-        raise BadInput(f"local.optimizer.name: '{spec.name}' {_UNFIT[spec.name.lower()]}")
+        raise BadJob(f"local.optimizer.name: '{spec.name}' {_UNFIT[spec.name.lower()]}")
     kinds = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
     kind = kinds.get(spec.name.lower())
     if kind is None or not issubclass(kind, torch.optim.Optimizer) or kind is torch.optim.Optimizer:
-        raise BadInput(f"local.optimizer.name: torch.optim has no '{spec.name}'")
+        raise BadJob(f"local.optimizer.name: torch.optim has no '{spec.name}'")
     try:
         optimizer: Steps = kind([parameter], **spec.arguments)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"local.optimizer: {error}") from None
+        raise BadJob(f"local.optimizer: {error}") from None
     return optimizer
 
 
@@ -78,9 +78,9 @@ def _check_sgd(arguments: Mapping[str, Any]) -> None:
     numbers = {name: value for name, value in arguments.items() if name != "nesterov"}
     for name, value in numbers.items():
         if not isinstance(value, int | float) or value < 0:
-            raise BadInput(f"local.optimizer.{name}: expected a number from 0 up, got {value!r}")
+            raise BadJob(f"local.optimizer.{name}: expected a number from 0 up, got {value!r}")
     if arguments.get("nesterov") and (not arguments.get("momentum") or arguments.get("dampening")):
-        raise BadInput("local.optimizer.nesterov: needs a momentum, and no dampening")
+        raise BadJob("local.optimizer.nesterov: needs a momentum, and no dampening")
 
 
 class Momentum:

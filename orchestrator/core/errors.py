@@ -15,6 +15,13 @@ class BadInput(ValueError):
         self.public = public
 
 
+class BadJob(BadInput):
+    """A mistake of the job's own. Nothing of a silo's data is in the line, so that all of it may be read anywhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, text)
+
+
 class SiloLost(Exception):
     """A silo did not answer: its process ended, its node is away, or it stopped making progress."""
 

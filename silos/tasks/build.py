@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadInput, BadJob
 from orchestrator.task import ImageClassification, OwnTask, Tabular, modules
 from silos.config import DatasetConfig
 from silos.data import TableData, open_data
@@ -67,7 +67,7 @@ def _tabular(spec: Tabular, data: TableData | ImageFolder, allow_code: Sequence[
     from silos.tasks.tabular import TabularTask
 
     if not isinstance(data, TableData):
-        raise BadInput(
+        raise BadJob(
             f"data set '{spec.dataset}': the task 'tabular' needs tables, and this is a folder of images"
         )
     return TabularTask(spec, data, allow_code)

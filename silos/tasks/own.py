@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadInput, BadJob
 from silos.policy import code_allowed
 
 
@@ -15,7 +15,7 @@ def make(name: str, allow_code: Iterable[str], *args: Any, **options: Any) -> An
     """Import ``module:Class`` and call it; `BadInput` when it is not allowed, not there or fails."""
     module, _, attribute = name.partition(":")
     if not code_allowed(module, allow_code):
-        raise BadInput(f"{name}: this silo's policy.allow_code does not name '{module}'")
+        raise BadJob(f"{name}: this silo's policy.allow_code does not name '{module}'")
     return call(name, _load(module, attribute), *args, **options)
 
 
@@ -26,7 +26,7 @@ def call(name: str, maker: Any, *args: Any, **options: Any) -> Any:
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(f"{name}: {one_line(error)}") from error
+        raise BadInput(f"{name}: {one_line(error)}", f"{name}: {type(error).__name__}") from error
 
 
 def one_line(error: Exception) -> str:
@@ -38,21 +38,22 @@ def _load(module: str, attribute: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except AttributeError:
-        raise BadInput(f"{module}: has no '{attribute}'") from None
+        raise BadJob(f"{module}: has no '{attribute}'") from None
     except Exception as error:
-        raise BadInput(f"{module}: cannot be imported: {one_line(error)}") from error
+        what = f"{module}: cannot be imported: "
+        raise BadInput(what + one_line(error), what + type(error).__name__) from error
 
 
 def tried(name: str, model: Any, inputs: Tensor, wanted: tuple[int, ...]) -> nn.Module:
     """The model itself, once a try on ``inputs`` (two rows) gave an output of the wanted shape."""
     if not isinstance(model, nn.Module):
-        raise BadInput(f"{name}: gave {type(model).__name__}, expected a torch.nn.Module")
+        raise BadJob(f"{name}: gave {type(model).__name__}, expected a torch.nn.Module")
     mode = model.training
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         output = logits(call(name, model.eval(), inputs))
     model.train(mode)
     if tuple(output.shape) != wanted:
-        raise BadInput(f"{name}: its output for two rows has shape {tuple(output.shape)}, expected {wanted}")
+        raise BadJob(f"{name}: its output for two rows has shape {tuple(output.shape)}, expected {wanted}")
     return model
 
 
@@ -60,5 +61,5 @@ def logits(output: Any) -> Tensor:
     """The main output of a model that returns several (torchvision's with auxiliary heads)."""
     main = output[0] if isinstance(output, tuple) else output
     if not isinstance(main, Tensor):
-        raise BadInput(f"the model's output is {type(main).__name__}, expected a tensor")
+        raise BadJob(f"the model's output is {type(main).__name__}, expected a tensor")
     return main

@@ -45,10 +45,11 @@ class Shape(NamedTuple):
         """uint8 ``[channels, height, width]``."""
         pixels = decode(images, i, self.channels, self.size if self.resize else None)
         if pixels.shape[1:] != self.size:
-            height, width = pixels.shape[1:]
+            (height, width), remedy = pixels.shape[1:], "give task.size in the job"
             raise BadInput(
                 f"{images.place(i)}: the image has {height}x{width} pixels, the first one "
-                f"{self.size[0]}x{self.size[1]}; give task.size in the job"
+                f"{self.size[0]}x{self.size[1]}; {remedy}",
+                f"images of several sizes; {remedy}",
             )
         return torch.from_numpy(pixels)
 
@@ -108,12 +109,12 @@ class Streamed:
         batches = _Batches(self._images, self._shape, self._finish, rows, seed)
         own_draws = torch.Generator()  # else the loader seeds its workers from torch's global stream
         for batch in DataLoader(batches, batch_size=None, num_workers=self._workers, generator=own_draws):
-            if isinstance(batch, str):
-                raise BadInput(batch)
+            if isinstance(batch, BadInput):
+                raise batch
             yield batch
 
 
-class _Batches(Dataset[Tensor | str]):
+class _Batches(Dataset[Tensor | BadInput]):
     """The i-th item is the i-th batch, or what is wrong with it: the loader would wrap errors in traces."""
 
     def __init__(
@@ -124,9 +125,9 @@ class _Batches(Dataset[Tensor | str]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, number: int) -> Tensor | str:
+    def __getitem__(self, number: int) -> Tensor | BadInput:
         try:
             pixels = torch.stack([self._shape.decode(self._images, int(i)) for i in self._rows[number]])
             return self._finish(pixels, seed_of(self._seed, number))
         except BadInput as error:
-            return str(error)
+            return error.with_traceback(None)

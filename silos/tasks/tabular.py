@@ -131,7 +131,8 @@ class TabularTask:
         keep = (rows.labels >= 0) & ~np.isnan(inputs).any(axis=1)
         self.num_dropped[split] = int((~keep).sum())
         if split == "train" and not keep.any():
-            raise BadInput(self._none_complete(rows))
+            remedy = "use 'missing_rows: mean' in silo.yaml or fewer features"
+            raise BadInput(self._none_complete(rows, remedy), f"no training row is complete; {remedy}")
         return Rows(inputs[keep], rows.labels[keep])
 
     def _means(self, inputs: Matrix) -> Matrix:
@@ -139,18 +140,17 @@ class TabularTask:
         empty = np.flatnonzero(~known.any(axis=0))
         if empty.size:
             name, file = self.inputs[int(empty[0])], self._data.files[0].path
-            raise BadInput(
-                f"{file}: '{name}' has no value in any training row; leave it out of task.features"
-            )
+            what = f"'{name}' has no value in any training row; leave it out of task.features"
+            raise BadInput(f"{file}: {what}", what)
         return np.where(known, inputs, 0.0).sum(axis=0) / known.sum(axis=0)
 
-    def _none_complete(self, rows: Rows) -> str:
+    def _none_complete(self, rows: Rows, remedy: str) -> str:
         missing = [*np.isnan(rows.inputs).sum(axis=0), (rows.labels < 0).sum()]
         worst = int(np.argmax(missing))
         name = (*self.inputs, self._spec.target)[worst]
         return (
             f"{self._data.files[0].path}: no training row is complete; '{name}' is missing in "
-            f"{missing[worst]} of {len(rows.labels)}; use 'missing_rows: mean' in silo.yaml or fewer features"
+            f"{missing[worst]} of {len(rows.labels)}; {remedy}"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadJob
 from silos.files import nearest
 from silos.tasks import own
 
@@ -27,7 +27,7 @@ def _transform(name: str, arguments: dict[str, Any]) -> nn.Module:
 
     known = [each for each in dir(v2) if _is_transform(getattr(v2, each))]
     if name not in known:
-        raise BadInput(f"task.transforms: torchvision.transforms.v2 has no '{name}'{nearest(name, known)}")
+        raise BadJob(f"task.transforms: torchvision.transforms.v2 has no '{name}'{nearest(name, known)}")
     made: nn.Module = own.call(f"task.transforms: {name}", getattr(v2, name), **_typed(arguments))
     return made
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadInput, BadJob
 from orchestrator.task import TorchvisionModel
 from silos.files import nearest
 from silos.tasks import own
@@ -25,9 +25,9 @@ class SmallCnn(nn.Module):
     def __init__(self, channels: int, size: tuple[int, int], num_classes: int) -> None:
         super().__init__()
         if min(size) < 4:
-            raise BadInput(
-                f"cnn: images of {size[0]}x{size[1]} pixels are too small; give a larger task.size"
-            )
+            remedy = "give a larger task.size"
+            what = f"cnn: images of {size[0]}x{size[1]} pixels are too small; {remedy}"
+            raise BadInput(what, f"cnn: images are too small; {remedy}")
         padding = 0 if min(size) >= _SMALL else 2
         height, width = (_halved_twice(side, padding) for side in size)
         self.conv1 = nn.Conv2d(channels, 6, 5, padding=padding)
@@ -56,10 +56,15 @@ def torchvision_model(spec: TorchvisionModel, num_classes: int, channels: int) -
 
     known = models.list_models(module=models)
     if spec.name not in known:
-        raise BadInput(
+        raise BadJob(
             f"task.model: torchvision has no classification model '{spec.name}'{nearest(spec.name, known)}"
         )
-    arguments: dict[str, Any] = {"weights": None, **spec.options, "num_classes": num_classes}
+    fetched = sorted(name for name in spec.options if name.startswith(("weights", "pretrained")))
+    if fetched:
+        raise BadJob(
+            f"task.model.options.{fetched[0]}: a silo fetches no weights from the network; training starts anew"
+        )
+    arguments: dict[str, Any] = {**spec.options, "weights": None, "num_classes": num_classes}
     model: nn.Module = own.call(spec.name, models.get_model, spec.name, **arguments)
     if channels == 1:
         _make_grey(model)
