@@ -226,8 +226,14 @@ def test_figures_by_hand(tmp_path: Path) -> None:
         ({"model": {"name": "resnet19"}}, "no classification model 'resnet19'; the nearest is 'resnet18'"),
         ({"model": {"name": "resnet18", "options": {"depth": 3}}}, "depth"),
         ({"model": {"name": "alexnet"}}, "alexnet"),
-        ({"model": {"name": "resnet18", "options": {"weights": "DEFAULT"}}}, "options.weights: a silo fetches no"),
-        ({"model": {"name": "resnet18", "options": {"pretrained": True}}}, "options.pretrained: a silo fetches"),
+        (
+            {"model": {"name": "resnet18", "options": {"weights": "DEFAULT"}}},
+            "options.weights: a silo fetches no",
+        ),
+        (
+            {"model": {"name": "resnet18", "options": {"pretrained": True}}},
+            "options.pretrained: a silo fetches",
+        ),
         ({"model": {"name": f"{__name__}:Flat", "options": {"classes": 4}}}, "(2, 4), expected (2, 3)"),
         ({"transforms": {"train": [{"RandomHorizontalFlop": {}}]}}, "nearest is 'RandomHorizontalFlip'"),
         ({"transforms": {"train": [{"RandomCrop": {"sise": 3}}]}}, "RandomCrop"),
