@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from orchestrator.transport.ray_settings import SETTINGS
+from silos.config import SiloConfig
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -167,6 +168,35 @@ def schema() -> dict[str, Any]:
     return document
 
 
+def test_runs_outlive_the_drivers_machine_where_that_is_replaced(ray_cluster: dict[str, Any]) -> None:
+    """Else they would be in the home folder of Ray's account: lost with a pod or an instance, absent under systemd."""
+    (head,) = ray_cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    (runs,) = (each["value"] for each in head["env"] if each["name"] == "SILORAY_RUNS")
+    (mounted,) = (each["mountPath"] for each in head["volumeMounts"])
+    assert Path(runs).is_relative_to(mounted) and runs != mounted
+    assert _claim(ray_cluster["spec"]["headGroupSpec"]) == "driver"
+
+    started = load(DEPLOY / "aws.yaml")["head_start_ray_commands"][-1]
+    assert re.search(r" SILORAY_RUNS=s3://[\w-]+/runs RAY_", started)
+
+    unit = service(DEPLOY / "systemd/siloray-head.service")["Service"]
+    runs = environment_file()["SILORAY_RUNS"]
+    assert runs in [f"/var/lib/{folder}" for folder in unit["StateDirectory"].split()]
+
+
+def test_an_agents_example_lies_where_its_unit_lets_it() -> None:
+    """The guide's own silo.yaml under the unit's SILORAY_DATA_ROOT."""
+    (guide,) = re.findall(
+        r"```yaml\n# /etc/siloray/silo.yaml.*?\n(.*?)```",
+        (REPOSITORY / "docs/deployment.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    config = SiloConfig.model_validate(yaml.safe_load(guide))
+    (root,) = re.findall(r"SILORAY_DATA_ROOT=(\S+)", service(AGENT)["Service"]["Environment"])
+    paths = [str(dataset.path) for dataset in config.datasets.values()]
+    assert paths and all(Path(path).is_relative_to(root) for path in paths)
+
+
 def test_kuberay_knows_every_field(ray_cluster: dict[str, Any], schema: dict[str, Any]) -> None:
     jsonschema.validate(ray_cluster, schema)
 
@@ -195,6 +225,25 @@ def test_kubernetes_has_one_group_claim_and_machine_for_each_silo(
         assert "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
         used.append(_claim(group))
     assert len(used) == len(set(used)) and set(used) == claims
+
+
+def test_data_comes_onto_a_silos_claim_as_its_pod_will_read_it(
+    kubernetes: list[dict[str, Any]], ray_cluster: dict[str, Any], schema: dict[str, Any]
+) -> None:
+    """The example pod, by the schema of a silo's own pod; the claims can be made before the cluster."""
+    pod = load(DEPLOY / "kuberay-data.yaml")["spec"]
+    trial = json.loads(json.dumps(ray_cluster))
+    group = trial["spec"]["workerGroupSpecs"][0]
+    own = group["template"]["spec"]
+    group["template"]["spec"] = pod
+    jsonschema.validate(trial, schema)
+    assert (pod["nodeSelector"], pod["securityContext"]) == (own["nodeSelector"], own["securityContext"])
+    assert _claim({"template": {"spec": pod}}) == _claim(ray_cluster["spec"]["workerGroupSpecs"][0])
+    parts = [
+        (each["kind"] == "PersistentVolumeClaim", each["metadata"].get("labels") == {"siloray.part": "claim"})
+        for each in kubernetes
+    ]
+    assert all(is_claim == selected for is_claim, selected in parts)
 
 
 def test_pods_are_told_what_machines_are_told(ray_cluster: dict[str, Any]) -> None:
