@@ -76,6 +76,13 @@ class Approvals:
         write_private(self.path, _File(approved=dict(approved)).model_dump_json(indent=1) + "\n")
 
 
+def find_code_of(silo_yaml: Path) -> None:
+    """Modules of the organisation's own are those that are installed, and those beside its ``silo.yaml``."""
+    folder = str(silo_yaml.absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 def code_digests(job: Job) -> dict[str, str]:
     """SHA-256 of the source of each code module of the job, found without running any of it."""
     return {module: _digest(module) for module in sorted(modules(job.task))}

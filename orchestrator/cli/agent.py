@@ -75,8 +75,9 @@ def _serve(
     silo: Path, name: str, uri: str, credentials: "Credentials", address: str | None, once: bool
 ) -> None:
     from silos.agent import Agent
+    from silos.approvals import find_code_of
 
-    sys.path.append(str(silo.absolute().parent))  # the organisation's own modules, as far as it allows them
+    find_code_of(silo)
     serving = Agent(
         name, uri, credentials, _workplace(silo, name, address), lambda text: say(f"{name}: {text}")
     )

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +30,7 @@ def approve(
 ) -> None:
     """At a silo: show what a job asks for, and approve exactly this job with the code that is here."""
     from orchestrator.core.errors import BadInput
-    from silos.approvals import Approvals
+    from silos.approvals import Approvals, find_code_of
     from silos.configured_site import NODE_FILE, ConfiguredSite
 
     site = ConfiguredSite(silo or Path(NODE_FILE))
@@ -43,25 +42,21 @@ def approve(
         raise BadInput("which job? give its job.yaml, or --list")
     from orchestrator.cli.jobs import read
 
-    _find_code_as_silos_do(job)
+    find_code_of(site.path)
     if revoke:
         _revoke(read(job), approvals, site)
     else:
         _approve(read(job), approvals, site, yes)
 
 
-def _find_code_as_silos_do(job: Path) -> None:
-    """A silo that ``siloray run`` starts looks for code beside the job and in the working folder."""
-    sys.path.extend(folder for folder in (str(job.absolute().parent), os.getcwd()) if folder not in sys.path)
-
-
 def _approve(job: "Job", approvals: "Approvals", site: "ConfiguredSite", yes: bool) -> None:
+    from orchestrator.cli.asks import asks
     from orchestrator.core.errors import BadInput
     from silos.approvals import code_digests
     from silos.policy import review
 
     code = code_digests(job)
-    for line in (*_asks(job), *(f"code        {name}, SHA-256 {digest}" for name, digest in code.items())):
+    for line in (*asks(job), *(f"code        {name}, SHA-256 {digest}" for name, digest in code.items())):
         typer.echo(line)
     refusal = review(job, site.config)
     if refusal is not None:
@@ -105,33 +100,3 @@ def _who() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _asks(job: "Job") -> Iterator[str]:
-    """What the job wants from a silo, in plain words."""
-    task = job.task
-    yield f"job         {job.name}, digest {job.digest}"
-    yield f"task        {task.name} on the data set '{task.dataset}'"
-    if task.name == "tabular":
-        yield f"columns     {', '.join(task.features)}; to predict {task.target}"  # type: ignore[union-attr]
-    model = getattr(task, "model", None)
-    yield f"model       {model.name if model is not None else 'of the task'}"
-    yield f"strategy    {job.strategy.name}, {job.rounds.total} {job.rounds.mode} rounds"
-    yield f"local       {_local(job)}"
-    yield f"privacy     {', '.join(_step(each) for each in job.privacy) or 'none: updates leave as they are'}"
-    yield f"combined    {job.combine.name}, weights {job.combine.weights}; at least {_fewest(job)} per round"
-    yield f"silos       {', '.join(job.silos)}"
-
-
-def _local(job: "Job") -> str:
-    given = job.local.model_dump(exclude_none=True, exclude_defaults=True)
-    return ", ".join(f"{name} {value}" for name, value in given.items()) or "as by default"
-
-
-def _step(step: object) -> str:
-    numbers = step.model_dump(exclude={"name"})  # type: ignore[attr-defined]
-    return " ".join([str(getattr(step, "name", step)), *(f"{name} {each}" for name, each in numbers.items())])
-
-
-def _fewest(job: "Job") -> str:
-    return f"{job.policy.min_updates} updates"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from orchestrator.core.printable import printable
 from orchestrator.job import Job, load_job
 from orchestrator.legality import warnings
 
@@ -12,7 +13,7 @@ def read(path: Path) -> Job:
     """The job, its warnings on standard error; `BadInput` in one line when it is wrong."""
     job = load_job(path)
     for warning in warnings(job):
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"warning: {printable(warning)}", err=True)
     return job
 
 

@@ -63,7 +63,7 @@ def test_a_job_waits_for_its_approval() -> None:
     reason = review(job)
     assert reason is not None and "siloray approve job.yaml" in reason and "\n" not in reason
     code, said = approve("job.yaml --yes")
-    assert code == 0 and "age, chol; to predict num" in said and "3 sync rounds" in said
+    assert code == 0 and "features: [age, chol]" in said and "mode: sync, total: 3" in said
     assert review(job) is None
     assert Path(".siloray/a/approvals.json").stat().st_mode & 0o777 == 0o600
     assert job.digest[:12] in approve("--list")[1]
@@ -75,6 +75,86 @@ def test_a_job_waits_for_its_approval() -> None:
 def test_another_job_of_that_name_is_not_approved() -> None:
     approve("job.yaml --yes")
     assert review(Job.model_validate({**JOB, "seed": 1})) is not None
+
+
+WHOLE: dict[str, Any] = {
+    "name": "scans",
+    "silos": ["a", "b"],
+    "rounds": {"total": 3},
+    "shared": ["*"],
+    "private": ["head.*"],
+    "task": {
+        "name": "image_classification",
+        "dataset": "heart",
+        "num_classes": 2,
+        "mean": [0.5],
+        "std": [0.1],
+        "transforms": {"train": [{"RandomCrop": {"size": 3}}]},
+        "model": {"name": "resnet18", "options": {"zero_init_residual": True}},
+    },
+    "privacy": [{"name": "clip", "max_norm": 2.0}],
+    "codec": {"name": "bf16"},
+    "gate": {"max_norm": 9.0},
+    "strategy": {"name": "fedprox", "mu": 0.25},
+    "local": {"epochs": 7, "batch_size": 3},
+    "stop": {"metric": "accuracy"},
+    "required_silos": ["b"],
+    "seed": 11,
+    "keep": {"newest": 4},
+}
+
+
+def test_all_that_the_job_gives_is_shown() -> None:
+    write_job(WHOLE)
+    said = approve("job.yaml --yes")[1]
+    for words in (
+        "transforms: {train: [{RandomCrop: {size: 3}}]}",
+        "model       name: resnet18, options: {zero_init_residual: true}",
+        "private     head.*\n",
+        "privacy     {name: clip, max_norm: 2.0}\n",
+        "codec       name: bf16\n",
+        "gate        max_norm: 9.0\n",
+        "strategy    name: fedprox, mu: 0.25\n",
+        "local       epochs: 7, batch_size: 3\n",
+        "required_silos b\n",
+        *("metric: accuracy", "seed        11\n", "newest: 4", "mean: [0.5], std: [0.1]"),
+    ):
+        assert words in said, said
+    assert "shared " not in said, "as by default"
+
+
+def test_no_word_of_the_job_passes_for_another_line() -> None:
+    """What would be a line of its own, or another part of this one, is quoted."""
+    fake = "y\nprivacy     clip max_norm 0.1\x1b[2K\u202e"
+    write_job({**JOB, "task": {**TASK, "target": fake, "features": ["age], target: num", "ch\u00f6l"]}})
+    said = approve("job.yaml --yes")[1]
+    lines = [line for line in said.splitlines() if line.startswith("privacy")]
+    assert lines == ["privacy     none: updates leave as they are"]
+    shown = (
+        r'target: "y\nprivacy     clip max_norm 0.1\u001b[2K\u202e", features: ["age], target: num", chöl]'
+    )
+    assert shown in said
+
+
+def test_code_is_looked_for_where_the_agent_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside ``silo.yaml``; not beside the job, which came from elsewhere, nor in the working folder."""
+    came, cwd = tmp_path / "came", tmp_path / "cwd"
+    for folder, text in ((tmp_path, "ours"), (came, "theirs"), (cwd, "others")):
+        folder.mkdir(exist_ok=True)
+        (folder / "beside_here.py").write_text(f"class Task: '{text}'\n")
+    (came / "only_there.py").write_text("class Task: ...\n")
+    write_silo(allow_code=["beside_here", "only_there"])
+    monkeypatch.chdir(cwd)
+    silo = ["approve", "--silo", str(tmp_path / "silo.yaml"), "--yes"]
+    for module, code in (("beside_here", 0), ("only_there", 2)):
+        document = {**JOB, "task": {**OWN, "name": f"{module}:Task"}}
+        (came / "job.yaml").write_text(yaml.safe_dump(document))
+        ended = CliRunner().invoke(app, [*silo, str(came / "job.yaml")])
+        assert ended.exit_code == code, ended.output
+    assert ConfiguredSite(tmp_path / "silo.yaml").review(Job.model_validate(document)) is not None
+    (came / "beside_here.py").write_text("class Task: 'changed'\n")
+    document["task"]["name"] = "beside_here:Task"
+    assert ConfiguredSite(tmp_path / "silo.yaml").review(Job.model_validate(document)) is None
 
 
 def test_nobody_there_to_ask() -> None:
