@@ -28,7 +28,7 @@ from orchestrator.core.protocols import Channel
 from orchestrator.driver import Driver
 from orchestrator.job import Job
 from orchestrator.store import Store
-from tests.contract.conftest import HOSPITALS, Documents, Open, local, write_documents
+from tests.contract.conftest import HOSPITALS, Documents, Open, local, vanish, write_documents
 from tests.support.scratch import scratch
 
 LIMIT_S = 180.0
@@ -62,7 +62,17 @@ class Seen(list[Any]):
     def refusals(self) -> set[tuple[str, int, str]]:
         return {(event.silo, event.version, event.code) for event in self.of(events.UpdateRefused)}
 
+    @property
+    def losses(self) -> list[tuple[str, int]]:
+        return sorted((event.silo, event.version) for event in self.of(events.SiloDown))
 
+    @property
+    def told(self) -> "Told":
+        return self.digest, self.refusals, self.losses
+
+
+Told = tuple[str, set[tuple[str, int, str]], list[tuple[str, int]]]
+"""Digest, refusals and losses: what is the same over every channel."""
 Meddle = Callable[[Channel, Any], Awaitable[None]]
 
 
@@ -79,20 +89,19 @@ def run(open_: Open, job: Job, documents: Documents, folder: Path, meddle: Meddl
         driver = Driver(job, silos, Store(folder / "runs"), "contract", observe=observe)
         seen.outcome = await asyncio.wait_for(driver.run(), LIMIT_S)  # type: ignore[attr-defined]
 
-    with open_("contract", documents) as silos:
+    with open_("contract", documents, job.rounds.patience_s) as silos:
         asyncio.run(driven(silos))
     return seen
 
 
-_known: dict[str, tuple[str, set[tuple[str, int, str]]]] = {}
+_known: dict[str, Told] = {}
 
 
-def expected(job: Job) -> tuple[str, set[tuple[str, int, str]]]:
-    """Digest and refusals of the job over the in-process channel."""
+def expected(job: Job, meddle: Meddle | None = None) -> Told:
+    """What the job comes to over the in-process channel."""
     if job.digest not in _known:
         with scratch() as folder:
-            seen = run(local, job, write_documents(folder / "silos"), folder)
-        _known[job.digest] = seen.digest, seen.refusals
+            _known[job.digest] = run(local, job, write_documents(folder / "silos"), folder, meddle).told
     return _known[job.digest]
 
 
@@ -110,7 +119,8 @@ def test_the_same_job_gives_the_same_bits(
     channel: Open, documents: Documents, tmp_path: Path, sections: Any
 ) -> None:
     seen = run(channel, job_of(**sections), documents, tmp_path)
-    assert seen.outcome.status == "done" and (seen.digest, seen.refusals) == expected(job_of(**sections))
+    assert seen.outcome.status == "done" and seen.told == expected(job_of(**sections))
+    assert not seen.losses
 
 
 def test_fetched_in_pieces_gives_the_same_bits(
@@ -131,7 +141,7 @@ def test_the_same_updates_are_refused(channel: Open, documents: Documents, tmp_p
         ("cleveland", 2, "nonfinite"),
         ("hungarian", 1, "failed"),
     }
-    assert (seen.digest, seen.refusals) == expected(job)
+    assert seen.told == expected(job) and not seen.losses
     (failed,) = [event for event in seen.of(events.UpdateRefused) if event.code == "failed"]
     assert "a defect in the task's own code" in failed.reason
 
@@ -166,6 +176,25 @@ def test_a_silo_restarted_in_training_changes_no_bit(
     assert seen.digest == expected(job_of(strategy={"name": "scaffold"}))[0]
 
 
+def test_a_silo_that_vanishes_for_good_is_lost_alike(
+    channel: Open, documents: Documents, tmp_path: Path
+) -> None:
+    """In mid-training: the round waits until that is known, and it and the later ones close without it."""
+    rounds = {"mode": "quorum", "min_updates": 3, "deadline_s": 120, "patience_s": 4}
+    job = job_of({"pause_s": 0.05}, rounds=rounds)
+
+    async def meddle(silos: Channel, event: Any) -> None:
+        if isinstance(event, events.SiloLaunched) and (event.silo, event.version) == ("va", 1):
+            await asyncio.sleep(0.1)
+            vanish(silos, "va")
+
+    seen = run(channel, job, documents, tmp_path, meddle)
+    assert seen.outcome.status == "done"
+    contributors = [{each.silo for each in closed.contributors} for closed in seen.of(events.RoundClosed)]
+    assert contributors == [set(HOSPITALS), *[set(HOSPITALS) - {"va"}] * 2]
+    assert seen.losses == [("va", 1)] and seen.told == expected(job, meddle)
+
+
 # The channel by itself
 
 
@@ -187,12 +216,16 @@ async def joined(silos: Channel, job: Job) -> dict[str, np.ndarray]:
 
 
 def with_va(
-    open_: Open, documents: Documents, job: Job, work: Callable[[Channel, Any], Awaitable[None]]
+    open_: Open,
+    documents: Documents,
+    job: Job,
+    work: Callable[[Channel, Any], Awaitable[None]],
+    patience_s: float = 60.0,
 ) -> None:
     async def whole(silos: Channel) -> None:
         await work(silos, await joined(silos, job))
 
-    with open_("contract", documents) as silos:
+    with open_("contract", documents, patience_s) as silos:
         asyncio.run(asyncio.wait_for(whole(silos), LIMIT_S))
 
 
@@ -214,7 +247,8 @@ def test_an_update_does_not_change_when_the_silo_trains_on(channel: Open, docume
         handle = await silos.publish(model)
         update = await silos.call("va", train(0, handle))
         bits = update.packet["values"].tobytes()
-        await silos.call("va", train(1, handle))
+        second = await silos.call("va", train(1, handle))
+        assert isinstance(second, Update) and second.packet["values"].tobytes() != bits
         assert update.packet["values"].tobytes() == bits
 
     with_va(channel, documents, job_of(), work)
@@ -289,6 +323,19 @@ def test_an_older_driver_is_fenced_off(channel: Open, documents: Documents) -> N
     with_va(channel, documents, job_of(), work)
 
 
-def test_all_silos_are_online(channel: Open, documents: Documents) -> None:
-    with channel("contract", documents) as silos:
+def test_a_silo_that_vanished_is_lost_to_its_calls_and_to_no_others(
+    channel: Open, documents: Documents
+) -> None:
+    """Also where a channel cannot tell before it is asked (`online`)."""
+
+    async def work(silos: Channel, model: Any) -> None:
         assert set(silos.online()) == set(HOSPITALS)
+        call = asyncio.ensure_future(silos.call("va", train(0, await silos.publish(model))))
+        await asyncio.sleep(0.3)
+        vanish(silos, "va")
+        for asked in (call, silos.call("va", Ping(**HEADER))):
+            with pytest.raises(SiloLost):
+                await asked
+        assert isinstance(await silos.call("hungarian", Ping(**HEADER)), Progress)
+
+    with_va(channel, documents, job_of({"pause_s": 0.2}), work, patience_s=4)
