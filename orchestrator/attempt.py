@@ -1,6 +1,7 @@
 """One attempt at a run: the parts that the driver's phases share, and the words they have in common."""
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Set
 
 from orchestrator.calls import Calls
@@ -16,7 +17,8 @@ from orchestrator.scoreboard import Scoreboard
 from orchestrator.store import Store
 
 GIVE_UP = 10
-"""A run that waits for silos or for space gives up after so many times the patience; the same command goes on."""
+"""A run that waits for silos or for space gives up after so many times the patience; the same command goes on.
+A model must have come whole by then."""
 
 
 class Attempt:
@@ -43,6 +45,8 @@ class Attempt:
         self.folded: dict[SiloId, int] = {}
         """Silo -> version of its newest update that is in the model."""
         self._waiting_since: float | None = None
+        self._said: Set[SiloId] | None = None
+        """Which of the awaited silos will join later, when it was last told whom the run waits for."""
         self._full_since: float | None = None
 
     def emit(self, event: Event) -> None:
@@ -59,19 +63,25 @@ class Attempt:
         self.emit(events.SiloDown(silo=silo, version=version, why=why))
         self.enrolment.seek(silo, why)
 
-    async def ask(self, silo: SiloId, request: Request) -> Reply:
-        """Ask for something that takes no time but that of its bytes; a silo that stays silent is restarted."""
+    async def ask(self, silo: SiloId, request: Request, limit_s: float = math.inf) -> Reply:
+        """Ask for something that takes no time but that of its bytes. A silo that stays silent, or whose answer has
+        not come whole after ``limit_s``, is restarted: raises `SiloLost`."""
         answer = asyncio.ensure_future(self.channel.call(silo, request))
-        moved = -1
+        moved, until = -1, self.clock() + limit_s
         try:
-            while moved != self.channel.moved(silo):
+            while moved != self.channel.moved(silo) and (left := until - self.clock()) > 0:
                 moved = self.channel.moved(silo)
-                if (await asyncio.wait({answer}, timeout=self.patience_s))[0]:
+                if (await asyncio.wait({answer}, timeout=min(self.patience_s, left)))[0]:
                     return answer.result()
         finally:
             answer.cancel()
         await self.channel.restart(silo)
-        raise SiloLost(silo, f"did not answer {type(request).__name__} within {self.patience_s:g} s")
+        what = type(request).__name__
+        if self.clock() >= until:
+            raise SiloLost(
+                silo, f"its answer to {what} did not come whole in the {limit_s:.3g} s left for it"
+            )
+        raise SiloLost(silo, f"did not answer {what} within {self.patience_s:g} s")
 
     def pin_best(self) -> int | None:
         """The best version. Its checkpoint stays, and those that tracking logs as models."""
@@ -87,17 +97,22 @@ class Attempt:
         return self._waiting_since is not None
 
     def wait(self, version: int, silos: Iterable[SiloId], why: str) -> None:
-        """The run cannot go on without these silos: say so once; raises `CannotGoOn` after `GIVE_UP` patiences."""
-        now, limit = self.clock(), GIVE_UP * self.patience_s
-        if self._waiting_since is None:
+        """The run cannot go on without these silos: say so once; raises `CannotGoOn` after `GIVE_UP` patiences.
+        Time in which one of them says that it will join later does not count."""
+        now, limit, silos = self.clock(), GIVE_UP * self.patience_s, sorted(silos)
+        later = {silo: said for silo, said in self.enrolment.busy.items() if silo in silos}
+        if self._said != later.keys():
+            self._said = set(later)
+            told, until_s = "; ".join([why, *later.values()]), None if later else limit
+            self.emit(events.Waiting(version=version, silos=silos, why=told, until_s=until_s))
+        if later or self._waiting_since is None:
             self._waiting_since = now
-            self.emit(events.Waiting(version=version, silos=sorted(silos), why=why, until_s=limit))
         if now - self._waiting_since > limit:
             raise CannotGoOn(f"waited {limit:.0f} s in vain: {self.whys(silos)}")
 
     def go_on(self) -> None:
         """Nothing is waited for."""
-        self._waiting_since = None
+        self._waiting_since = self._said = None
 
     def whys(self, silos: Iterable[SiloId]) -> str:
         """Why each of these silos is missing."""

@@ -7,6 +7,7 @@ before it is durable.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,8 +19,6 @@ from orchestrator.core import events
 from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
 from orchestrator.core.faults import fault
 from orchestrator.core.messages import (
-    Fetch,
-    Piece,
     Ping,
     Progress,
     Refused,
@@ -31,8 +30,8 @@ from orchestrator.core.messages import (
 )
 from orchestrator.core.protocols import Channel, Observer
 from orchestrator.core.rounds import Rounds
-from orchestrator.core.vector import Packet
 from orchestrator.ending import Outcome, fail, finish
+from orchestrator.fetching import Fetching
 from orchestrator.gate import Expected, flaw
 from orchestrator.job import Job
 from orchestrator.opening import Opening
@@ -239,11 +238,16 @@ class Driver:
         self.attempt.lost(silo, version, why)
         self.rounds.lost(silo)
 
+    def _unfit(self, silo: SiloId, version: int, code: str, reason: str) -> None:
+        """The gate refuses this update."""
+        self.attempt.refuse(silo, version, code, reason)
+        self.enrolment.absent(silo, f"{code}: {reason}")
+        self.rounds.refuse(silo, version)
+
     def _arrived(self, call: Call, update: Update) -> None:
         found = flaw(self.job, update, self._expected(call))
         if found is not None:
-            self.attempt.refuse(call.silo, call.request.version, *found)
-            self.rounds.refuse(call.silo, call.request.version)
+            self._unfit(call.silo, call.request.version, *found)
             return
         staleness = self.rounds.version - update.version
         if not self.rounds.arrived(update):
@@ -319,11 +323,11 @@ class Driver:
             updates = self.rounds.close()
             try:
                 self._check_metrics(updates)
-                return updates, await self.model.fold(updates, self._discounts(updates), self._fetch)
+                fetch = Fetching(self.attempt, self._fetch_s())
+                return updates, await self.model.fold(updates, self._discounts(updates), fetch)
             except UpdateUnfit as unfit:
                 self.rounds.give_back([each for each in updates if each is not unfit.update])
-                self.attempt.refuse(unfit.update.silo, unfit.update.version, unfit.code, unfit.reason)
-                self.rounds.refuse(unfit.update.silo, unfit.update.version)
+                self._unfit(unfit.update.silo, unfit.update.version, unfit.code, unfit.reason)
             except SiloLost as lost:
                 self._give_back_without(lost, updates)
             if not self.rounds.due(self.enrolment.online, self.clock()):
@@ -347,20 +351,11 @@ class Driver:
     def _discounts(self, updates: Sequence[Update]) -> list[float]:
         return [self.rounds.policy.discount(self.rounds.version - update.version) for update in updates]
 
-    async def _fetch(self, update: Update, start: int, stop: int) -> Packet:
-        if update.packet is not None:
-            return {name: array[start:stop] for name, array in update.packet.items()}
-        request = Fetch(
-            run_id=self.attempt.run_id,
-            epoch=self.attempt.store.epoch,
-            version=update.version,
-            start=start,
-            stop=stop,
-        )
-        reply = await self.attempt.ask(update.silo, request)
-        if not isinstance(reply, Piece):
-            raise SiloLost(update.silo, f"has no update to fetch: {reply}")
-        return reply.packet
+    def _fetch_s(self) -> float:
+        """How long an update may take to come: to the round's deadline, and a patience where that is near or over."""
+        if self.rounds.deadline == math.inf:
+            return math.inf
+        return max(self.rounds.deadline - self.clock(), self.attempt.patience_s)
 
     def _decide_end(self) -> None:
         spent, limit = self.clock() - self._began_at, self.job.stop.wall_time_s
@@ -379,12 +374,18 @@ class Driver:
 
     def _hope_or_give_up(self) -> None:
         """The round cannot close with the silos at hand: wait for those that may come back, or say who is missing."""
-        awaited = set(self.rounds.awaited())
+        version, awaited = self.rounds.version, set(self.rounds.awaited())
         if awaited & self.enrolment.pending:
-            self.attempt.wait(self.rounds.version, awaited, "the round needs their updates")
-        else:
-            what = f"version {self.rounds.version} cannot be trained on: "
-            raise self.attempt.cannot_without(awaited, what)
+            self.attempt.wait(version, awaited, "the round needs their updates")
+            return
+        what, lacking = f"version {version} cannot be trained on: ", self.rounds.num_lacking()
+        if lacking:
+            fewest = self.rounds.policy.min_silos
+            what += (
+                f"{lacking} of the {fewest} silos that an average needs are lacking (rounds.min_updates); "
+            )
+            awaited |= self.enrolment.declined.keys()
+        raise self.attempt.cannot_without(awaited, what)
 
     # words to others
 

@@ -1,11 +1,14 @@
 """Who takes part: silos join, are lost, and join again under the same identity with the same data."""
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from orchestrator.core.errors import BadInput, SiloLost
-from orchestrator.core.events import Event, SiloDeclined, SiloJoined
+from orchestrator.core.events import Event, SiloBusy, SiloDeclined, SiloJoined, shortened
 from orchestrator.core.messages import Join, Joined, Refused, SiloId
 from orchestrator.core.protocols import Channel
 from orchestrator.job import Job
@@ -13,8 +16,11 @@ from orchestrator.job import Job
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses between attempts to reach a silo; the last one repeats."""
 
-ANOTHER_MODEL = "builds another shared model"
-SAME_COLUMNS = "do their data have the same columns, categories and classes?"
+MAX_DESCRIPTION = 10_000
+"""Characters with which a silo may describe itself in the journal."""
+
+Shared = tuple[str, int]
+"""Digest and size of a shared model."""
 
 
 @dataclass
@@ -30,14 +36,18 @@ class Enrolment:
     epoch: int = 0
     joined: dict[SiloId, Joined] = field(default_factory=dict)
     declined: dict[SiloId, Refused] = field(default_factory=dict)
+    busy: dict[SiloId, str] = field(default_factory=dict)
+    """Silos that answered last that they will join later, and why."""
     why_absent: dict[SiloId, str] = field(default_factory=dict)
     bad_data: set[SiloId] = field(default_factory=set)
     """Silos whose own data is at fault: what a person has to mend before the run can go on."""
     fingerprints: dict[SiloId, str] = field(default_factory=dict)
     """First seen in this run, also before a resumption."""
-    schema_digest: str | None = None
-    """Of the run's shared model, once it is known."""
+    shared: Shared | None = None
+    """The run's shared model, once it is known."""
     _tasks: dict[SiloId, "asyncio.Task[None]"] = field(default_factory=dict)
+    _told: set[tuple[SiloId, str]] = field(default_factory=set)
+    """Silos that will join later, with the reason, of which the journal knows."""
 
     @property
     def online(self) -> set[SiloId]:
@@ -52,15 +62,35 @@ class Enrolment:
     def seek(self, silo: SiloId, why: str = "not joined yet") -> None:
         """The silo has to join (again)."""
         self.joined.pop(silo, None)
-        self.why_absent[silo] = why
+        self.absent(silo, why)
         if silo not in self._tasks and silo not in self.declined:
             self._tasks[silo] = asyncio.create_task(self._seek(silo))
 
     def refused(self, silo: SiloId, reply: Refused) -> None:
         """The silo answered that it will not, or cannot."""
-        self.why_absent[silo] = f"{reply.code}: {reply.reason}"
+        self.absent(silo, f"{reply.code}: {reply.reason}")
         if reply.code == "data":
             self.bad_data.add(silo)
+
+    def absent(self, silo: SiloId, why: str) -> None:
+        """Why the silo has nothing to give at present."""
+        self.why_absent[silo] = shortened(why)
+
+    def agree(self) -> None:
+        """Where the shared model is not known yet, it is the one that most of the joined silos build; the others
+        take no part. Raises `BadInput` if there is no such majority."""
+        if self.shared is not None or not self.joined:
+            return
+        said = {silo: _shared(reply) for silo, reply in sorted(self.joined.items())}
+        usual, times = Counter(said.values()).most_common(1)[0]
+        if 2 * times <= len(said):
+            first = next(iter(said))
+            odd = next(silo for silo in said if said[silo] != said[first])
+            raise BadInput(f"{odd} {_another(said[odd], said[first], first)}")
+        self.shared = usual
+        for silo in (silo for silo in said if said[silo] != usual):
+            del self.joined[silo]
+            self._decline(silo, _refused(silo, "data", _another(said[silo], usual)))
 
     def close(self) -> None:
         for task in self._tasks.values():
@@ -79,17 +109,27 @@ class Enrolment:
             try:
                 reply = await asyncio.wait_for(self.channel.call(silo, self._request()), self._limit_s)
             except SiloLost as lost:
-                self.why_absent[silo] = lost.why
+                self.busy.pop(silo, None)
+                self.absent(silo, lost.why)
             except TimeoutError:
-                self.why_absent[silo] = f"gave no answer within {self._limit_s:.0f} s"
+                self.busy.pop(silo, None)
+                self.absent(silo, f"gave no answer within {self._limit_s:.0f} s")
                 await self.channel.restart(silo)
             else:
                 if isinstance(reply, Refused) and reply.code == "busy":
-                    self.why_absent[silo] = reply.reason
+                    self._later(silo, shortened(reply.reason))
                 elif isinstance(reply, Joined | Refused):
+                    self.busy.pop(silo, None)
                     return reply
             await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
         raise AssertionError("unreachable")
+
+    def _later(self, silo: SiloId, reason: str) -> None:
+        self.busy[silo] = reason
+        self.absent(silo, reason)
+        if (silo, reason) not in self._told:
+            self._told.add((silo, reason))
+            self.emit(SiloBusy(silo=silo, reason=reason))
 
     @property
     def _limit_s(self) -> float:
@@ -105,34 +145,43 @@ class Enrolment:
         if isinstance(reply, Joined):
             reply = self._checked(silo, reply)
         if isinstance(reply, Refused):
-            self.declined[silo] = reply
-            self.refused(silo, reply)
-            self.emit(SiloDeclined(silo=silo, code=reply.code, reason=reply.reason))
+            self._decline(silo, reply)
             return
         self.why_absent.pop(silo, None)
         self.joined[silo] = reply
         self.fingerprints.setdefault(silo, reply.fingerprint)
         self.emit(_event(reply))
 
+    def _decline(self, silo: SiloId, reply: Refused) -> None:
+        self.declined[silo] = reply
+        self.refused(silo, reply)
+        self.emit(SiloDeclined(silo=silo, code=reply.code, reason=reply.reason))
+
     def _checked(self, silo: SiloId, reply: Joined) -> Joined | Refused:
         if reply.silo != silo:
-            return Refused(silo=silo, code="job", reason=f"answers under the name of {reply.silo}")
+            return _refused(silo, "job", f"answers under the name of {reply.silo}")
+        told = _event(reply).model_dump(mode="json")
+        if len(json.dumps(told)) > MAX_DESCRIPTION:
+            return _refused(silo, "job", f"describes itself in more than {MAX_DESCRIPTION} characters")
         if self.fingerprints.get(silo, reply.fingerprint) != reply.fingerprint:
-            return Refused(silo=silo, code="data", reason="its data changed since the run began; use --new")
-        if reply.schema_digest != (self.schema_digest or reply.schema_digest):
-            return Refused(silo=silo, code="data", reason=f"{ANOTHER_MODEL}: {SAME_COLUMNS}")
+            return _refused(silo, "data", "its data changed since the run began; use --new")
+        if self.shared is not None and _shared(reply) != self.shared:
+            return _refused(silo, "data", _another(_shared(reply), self.shared))
         return reply
 
 
-def check_schema(joined: dict[SiloId, Joined]) -> None:
-    """All silos must share the same tensors; raises `BadInput` naming the odd one."""
-    names = sorted(joined)
-    for name in names[1:]:
-        if joined[name].schema_digest != joined[names[0]].schema_digest:
-            raise BadInput(
-                f"{name} {ANOTHER_MODEL} than {names[0]} "
-                f"({joined[name].num_shared} against {joined[names[0]].num_shared} shared numbers): {SAME_COLUMNS}"
-            )
+def _shared(joined: Joined) -> Shared:
+    return joined.schema_digest, joined.num_shared
+
+
+def _another(own: Shared, usual: Shared, whose: str = "the others") -> str:
+    sizes = f" ({own[1]} against {usual[1]} shared numbers)" if own[1] != usual[1] else ""
+    columns = "do their data have the same columns, categories and classes?"
+    return f"builds another shared model than {whose}{sizes}: {columns}"
+
+
+def _refused(silo: SiloId, code: Literal["job", "data"], reason: str) -> Refused:
+    return Refused(silo=silo, code=code, reason=reason)
 
 
 def _event(joined: Joined) -> SiloJoined:

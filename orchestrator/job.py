@@ -39,6 +39,9 @@ class RoundSettings(_Spec, frozen=True):
     ``sync`` waits for the cohort. ``over_selected`` draws 1.2 times as many as it waits for. ``quorum`` closes
     at its deadline with three quarters. ``semi_sync`` closes on three quarters and takes the late ones, once
     stale, next time. ``async`` closes on half the cohort (FedBuff). ``fedasync`` closes on each update.
+
+    The first three close without silos whose update is refused, as long as three quarters of the cohort are
+    left; the others with any one silo. ``min_updates`` replaces both numbers.
     """
 
     mode: Mode = "sync"
@@ -48,7 +51,8 @@ class RoundSettings(_Spec, frozen=True):
     buffer: int | None = Field(default=None, ge=1)
     """Updates on which a round closes."""
     min_updates: int | None = Field(default=None, ge=1)
-    """Fewest updates with which a round may close at its deadline or when nothing more can come."""
+    """Fewest silos in an average, whoever is refused, declines or is lost: a round that cannot have so many ends
+    the run. With so many a round closes at its deadline, or when nothing more can come."""
     max_staleness: int | None = Field(default=None, ge=0)
     staleness_exponent: float = Field(default=0.5, ge=0)
     deadline_s: float | None = Field(default=None, gt=0)
@@ -69,10 +73,12 @@ class RoundSettings(_Spec, frozen=True):
         cohort = min(self.cohort or num_silos, num_silos)
         buffer, fewest, staleness = self._preset(cohort)
         buffer = self.buffer or buffer
+        fewest = self.min_updates or min(fewest, buffer)
         return RoundPolicy(
             cohort_size=cohort,
             buffer_size=buffer,
-            min_updates=min(self.min_updates or fewest, buffer),
+            min_updates=fewest,
+            min_silos=self.min_updates or min(fewest, _most(cohort)),
             max_staleness=staleness if self.max_staleness is None else self.max_staleness,
             staleness_exponent=self.staleness_exponent,
             deadline_s=self.deadline_s,
@@ -82,7 +88,7 @@ class RoundSettings(_Spec, frozen=True):
 
     def _preset(self, cohort: int) -> tuple[int, int, int]:
         """Buffer, fewest updates, staleness."""
-        most = max(1, round(0.75 * cohort))
+        most = _most(cohort)
         match self.mode:
             case "sync":
                 return cohort, cohort, 0
@@ -97,6 +103,11 @@ class RoundSettings(_Spec, frozen=True):
                 return max(1, cohort // 2), 1, 10
             case "fedasync":
                 return 1, 1, 100
+
+
+def _most(cohort: int) -> int:
+    """Three quarters."""
+    return max(1, round(0.75 * cohort))
 
 
 class Stop(_Spec, frozen=True):

@@ -3,14 +3,13 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
-from orchestrator.attempt import Attempt
+from orchestrator.attempt import GIVE_UP, Attempt
 from orchestrator.core import events
 from orchestrator.core.errors import CannotGoOn, SiloLost
 from orchestrator.core.events import EVENT, Event
 from orchestrator.core.messages import Initial, Joined, Piece
 from orchestrator.core.vector import Parts
 from orchestrator.core.versions import versions
-from orchestrator.enrolment import check_schema
 from orchestrator.gate import initial_flaw
 from orchestrator.store import Recovered, checkpoint_name
 
@@ -46,7 +45,7 @@ class Opening:
                 case events.SiloJoined():
                     self.enrolment.fingerprints.setdefault(event.silo, event.fingerprint)
                 case events.ModelReady():
-                    self.enrolment.schema_digest = event.schema_digest
+                    self.enrolment.shared = event.schema_digest, event.num_shared
                 case events.RoundClosed():
                     closed[event.version] = event
                 case events.Rewound():
@@ -79,9 +78,9 @@ class Opening:
             if not await self.pause(min(1.0, patience_s / 4)):
                 return False
         self.attempt.go_on()
+        self.enrolment.agree()
         if not self._enough():
             raise self.attempt.cannot_without(set(self.job.silos) - self.enrolment.online)
-        check_schema(self.enrolment.joined)
         return True
 
     def _enough(self) -> bool:
@@ -96,7 +95,6 @@ class Opening:
         joined, parts = made
         model = self.attempt.model
         model.begin(parts, joined.schema_digest)
-        self.enrolment.schema_digest = joined.schema_digest
         event = events.ModelReady(
             version=0,
             num_shared=joined.num_shared,
@@ -121,7 +119,7 @@ class Opening:
 
     async def _ask_initial(self, joined: Joined) -> Parts:
         request = Initial(run_id=self.attempt.run_id, epoch=self.store.epoch)
-        reply = await self.attempt.ask(joined.silo, request)
+        reply = await self.attempt.ask(joined.silo, request, GIVE_UP * self.attempt.patience_s)
         parts = cast(Parts, reply.packet) if isinstance(reply, Piece) else {}
         wrong = initial_flaw(parts, joined.num_shared) if isinstance(reply, Piece) else str(reply)
         if wrong is not None:

@@ -15,6 +15,7 @@ from orchestrator.core.events import (
     RoundClosed,
     RunClosed,
     RunOpened,
+    SiloBusy,
     SiloDeclined,
     SiloDown,
     SiloJoined,
@@ -30,7 +31,7 @@ SUMMARY = "summary.json"
 _CONTRIBUTOR = {"silo", "weight", "staleness", "base_version", "num_examples", "num_steps", "norm"}
 _KNOWN = {
     *("run_opened", "rewound", "run_closed", "round_closed", "version_evaluated"),
-    *("silo_joined", "silo_down", "silo_declined", "update_refused", "call_refused"),
+    *("silo_joined", "silo_down", "silo_declined", "silo_busy", "update_refused", "call_refused"),
 }
 
 
@@ -64,6 +65,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "refused": [_fields(each, "version", "silo", "code", "reason") for each in seen.refused],
         "lost": [_fields(each, "version", "silo", "why", "time") for each in seen.lost],
         "declined": [_fields(each, "silo", "code", "reason") for each in seen.declined.values()],
+        "busy": [_fields(each, "silo", "reason", "time") for each in seen.busy],
         "turned_away": [
             _fields(each, "who", "code", "reason", "times") for each in seen.turned_away.values()
         ],
@@ -97,6 +99,7 @@ class _Seen:
     refused: list[UpdateRefused] = field(default_factory=list)
     lost: list[SiloDown] = field(default_factory=list)
     declined: dict[str, SiloDeclined] = field(default_factory=dict)
+    busy: list[SiloBusy] = field(default_factory=list)
     turned_away: dict[tuple[str, str], CallRefused] = field(default_factory=dict)
 
     @property
@@ -117,6 +120,8 @@ class _Seen:
                 self.refused.append(event)
             case SiloDeclined():
                 self.declined[event.silo] = event
+            case SiloBusy():
+                self.busy.append(event)
             case SiloDown():
                 self.lost.append(event)
             case CallRefused():

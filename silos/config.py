@@ -132,7 +132,8 @@ class Policy(_Spec, frozen=True):
     approval: Literal["required", "none"] = "none"
     """``required``: a job runs once somebody at the silo has approved it (``siloray approve``)."""
     min_cohort: int = Field(default=1, ge=1)
-    """Fewest updates that a round of the job may average."""
+    """Fewest silos in an average. It counts silos, not their weights: a job that weights by rows, or gives
+    numbers (``combine.weights``), may still let one silo make up most of an average."""
     require_combiner: tuple[str, ...] = ()
     """Combiners of which the job must use one; empty: any."""
     require_privacy: tuple[Annotated[RequiredStep, BeforeValidator(_step)], ...] = ()

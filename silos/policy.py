@@ -39,10 +39,10 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
     if policy.allow_strategies != "all" and job.strategy.name not in policy.allow_strategies:
         allowed = _listed(policy.allow_strategies)
         yield f"{silo} does not allow the strategy '{job.strategy.name}' (allow_strategies: {allowed})"
-    if job.policy.min_updates < policy.min_cohort:
+    if job.policy.min_silos < policy.min_cohort:
         yield (
-            f"{silo} wants at least {policy.min_cohort} silos in every average (policy.min_cohort); a round "
-            f"of this job may close with {job.policy.min_updates} (rounds.min_updates)"
+            f"{silo} wants at least {policy.min_cohort} silos in every average (policy.min_cohort); a round of "
+            f"this job may close with {job.policy.min_silos}: give rounds.min_updates: {policy.min_cohort}"
         )
     yield from _limits(job, policy, silo)
     if not policy.share_counts and job.combine.weights == "examples":

@@ -17,7 +17,8 @@ class Mean(BaseModel, frozen=True, extra="forbid"):
 
     name: Literal["mean"] = "mean"
     weights: Literal["examples", "uniform"] | dict[SiloId, float] = "examples"
-    """``examples`` (McMahan et al. 2017), ``uniform``, or a number for each silo."""
+    """``examples`` (McMahan et al. 2017), ``uniform``, or a number for each silo. A silo with most of the rows, or
+    with a number far above the others', makes up most of the average, however many silos are in it."""
     max_weight: float = Field(default=1e9, gt=0)
     """A larger weight is refused: one silo must not drown the others by a claim."""
 

@@ -13,6 +13,7 @@ from orchestrator.core.events import (
     RoundOpened,
     RunClosed,
     RunOpened,
+    SiloBusy,
     SiloDeclined,
     SiloDown,
     SiloJoined,
@@ -146,6 +147,8 @@ class View:
                 self._of(event.silo).now("delivered", f"delivered{late}")
             case SiloDeclined():
                 self._of(event.silo).now("refused", f"takes no part: {event.reason}")
+            case SiloBusy():
+                self._of(event.silo).now("starting", f"will join later: {event.reason}")
             case SiloDown():
                 self.num_lost += 1
                 self._of(event.silo).now("lost", f"lost: {event.why}")

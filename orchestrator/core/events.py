@@ -5,7 +5,19 @@ Everything that people look at (MLflow, summary, plots, console) is made from th
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
+
+MAX_REASON = 2000
+"""Characters kept of what somebody else gives as a reason."""
+
+
+def shortened(text: str) -> str:
+    """The text, or the beginning of one that is too long for the journal."""
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"
+
+
+Reason = Annotated[str, AfterValidator(shortened)]
+"""A sentence in which a silo's own words may stand, which it could make as long as it likes."""
 
 
 class _Event(BaseModel, frozen=True, extra="forbid"):
@@ -100,7 +112,7 @@ class SiloDown(_Event):
     type: Literal["silo_down"] = "silo_down"
     silo: str
     version: int
-    why: str
+    why: Reason
 
 
 class UpdateRefused(_Event):
@@ -109,7 +121,7 @@ class UpdateRefused(_Event):
     version: int
     code: str
     """Stable reason code: nonfinite, norm, schema, weight, stale, duplicate, foreign, epoch, policy, ..."""
-    reason: str
+    reason: Reason
 
 
 class SiloDeclined(_Event):
@@ -118,7 +130,15 @@ class SiloDeclined(_Event):
     type: Literal["silo_declined"] = "silo_declined"
     silo: str
     code: str
-    reason: str
+    reason: Reason
+
+
+class SiloBusy(_Event):
+    """The silo was asked to join, and will later: it is closed at this hour, or works for another run."""
+
+    type: Literal["silo_busy"] = "silo_busy"
+    silo: str
+    reason: Reason
 
 
 class CallRefused(_Event):
@@ -129,7 +149,7 @@ class CallRefused(_Event):
     """The name in the certificate."""
     code: str
     """Stable reason code: member, identity, signature, session, replay, format, length, digest, schema, ..."""
-    reason: str
+    reason: Reason
     times: int = 1
     """So often this happened until now; the journal has the first, tenth, hundredth, ..."""
 
@@ -139,9 +159,10 @@ class Waiting(_Event):
     version: int
     silos: list[str]
     """Whom the run waits for."""
-    why: str
-    until_s: float
-    """Seconds from now until the run gives up (it can be resumed)."""
+    why: Reason
+    until_s: float | None
+    """Seconds from now until the run gives up (it can be resumed); None: as long as one of these silos says that
+    it will join later."""
 
 
 class RoundOpened(_Event):
@@ -228,6 +249,7 @@ Event = Annotated[
     | SiloDown
     | UpdateRefused
     | SiloDeclined
+    | SiloBusy
     | CallRefused
     | Waiting
     | RoundOpened

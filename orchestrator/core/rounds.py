@@ -2,8 +2,9 @@
 
 Opening version ``v`` draws a cohort. A member that is online, idle and has not yet delivered on ``v`` may
 train. The round closes on ``buffer_size`` updates no staler than ``max_staleness``; or at the deadline, or
-when nothing more can come, if it holds ``min_updates``. Synchronous, semi-synchronous and asynchronous
-training are settings of these numbers (DESIGN section 5).
+when nothing more can come, if it holds ``min_updates``. Silos whose update the gate refused are not waited for.
+No average is of fewer than ``min_silos`` silos, whoever is refused, declines or is lost. Synchronous,
+semi-synchronous and asynchronous training are settings of these numbers (DESIGN section 5).
 """
 
 import math
@@ -27,6 +28,9 @@ class RoundPolicy(BaseModel, frozen=True, extra="forbid"):
     cohort_size: int = Field(ge=1)
     buffer_size: int = Field(ge=1)
     min_updates: int = Field(default=1, ge=1)
+    """Silos with which a round may close while others could still deliver."""
+    min_silos: int = Field(default=1, ge=1)
+    """Fewest silos in an average: two updates of one silo count once."""
     max_staleness: int = Field(default=0, ge=0)
     staleness_exponent: float = Field(default=0.5, ge=0)
     deadline_s: float | None = Field(default=None, gt=0)
@@ -41,6 +45,8 @@ class RoundPolicy(BaseModel, frozen=True, extra="forbid"):
                 "need min_updates <= buffer_size <= cohort_size, got "
                 f"{self.min_updates}, {self.buffer_size}, {self.cohort_size}"
             )
+        if self.min_silos > self.min_updates:
+            raise ValueError(f"need min_silos <= min_updates, got {self.min_silos}, {self.min_updates}")
         if len(self.required) > self.cohort_size:
             raise ValueError(f"{len(self.required)} required silos do not fit a cohort of {self.cohort_size}")
         return self
@@ -69,7 +75,7 @@ class Rounds:
     attempts: Counter[SiloId] = field(default_factory=Counter)
     buffer: list[Update] = field(default_factory=list)
     refused: set[SiloId] = field(default_factory=set)
-    """Silos whose update of this version the gate refused: they count as absent."""
+    """Silos whose update of this version the gate refused: a full buffer does not wait for them."""
 
     def open(self, candidates: Collection[SiloId], now: float) -> list[SiloId]:
         """Open the next version; return the silos whose work can no longer be used."""
@@ -137,23 +143,25 @@ class Rounds:
 
     def due(self, online: Collection[SiloId], now: float) -> bool:
         """Whether the round closes now: full, or out of time or of hope with enough in hand."""
-        if self.missing():
+        if self.missing() or self.num_lacking():
             return False
-        if not self.buffer:
-            return False
-        if len(self.buffer) >= self._expected(self.policy.buffer_size):
+        if len(self.buffer) >= min(self.policy.buffer_size, len(self.cohort - self.refused)):
             return True
         expired = now >= self.deadline
         exhausted = not self.in_flight and not self.vacancies(online)
-        return (expired or exhausted) and len(self.buffer) >= self._expected(self.policy.min_updates)
+        return (expired or exhausted) and len(self._delivered()) >= self.policy.min_updates
 
     def missing(self) -> list[SiloId]:
         """Required silos that have not delivered a usable update."""
-        return sorted(self.policy.required - {update.silo for update in self.buffer})
+        return sorted(self.policy.required - self._delivered())
+
+    def num_lacking(self) -> int:
+        """Silos that an average of what is in hand still lacks."""
+        return max(0, self.policy.min_silos - len(self._delivered()))
 
     def awaited(self) -> list[SiloId]:
         """Cohort members without a buffered update: whom an open round waits for."""
-        return sorted(self.cohort - {update.silo for update in self.buffer})
+        return sorted(self.cohort - self._delivered())
 
     def close(self) -> list[Update]:
         """Empty the buffer, in the order of the sum, so that arrival order does not matter."""
@@ -164,9 +172,9 @@ class Rounds:
         """Nothing is on its way, nobody may start, and what there is does not suffice to close."""
         return not self.in_flight and not self.vacancies(online) and not self.due(online, self.opened_at)
 
-    def _expected(self, number: int) -> int:
-        """``number`` of updates, or as many as the cohort can give without the refused silos."""
-        return max(1, min(number, len(self.cohort - self.refused)))
+    def _delivered(self) -> set[SiloId]:
+        """Silos with an update in the buffer."""
+        return {update.silo for update in self.buffer}
 
     def _usable(self, version: int) -> bool:
         return 0 <= self.version - version <= self.policy.max_staleness

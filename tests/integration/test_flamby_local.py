@@ -50,7 +50,7 @@ def hospitals(folder: Path) -> dict[str, Any]:
         (folder / f"{name}.yaml").write_text(
             f"name: {name}\n"
             f"datasets:\n  heart: {{path: {DATA / name / name}.parquet, splits: {{column: fold}}}}\n"
-            "policy: {allow_code: [tests.support.flamby], min_cohort: 4}\n"
+            "policy: {allow_code: [tests.support.flamby], min_cohort: 3}\n"
         )
     return {name: lambda name=name: Silo(ConfiguredSite(folder / f"{name}.yaml")) for name in HOSPITALS}
 

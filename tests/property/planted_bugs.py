@@ -42,14 +42,18 @@ def bug(what: str, check: Check, *replaced: tuple[Any, str, Any]) -> None:
 # The checks
 
 
-def simulated(**world: Any) -> Check:
+def simulated(seeds: int = 40, **world: Any) -> Check:
     def check(_: Path) -> None:
         chance = random.Random(1)
-        for seed in range(40):
+        for seed in range(seeds):
             cohort = chance.randint(2, 6)
+            buffer = chance.randint(1, cohort)
+            fewest = chance.randint(1, buffer)
             policy = RoundPolicy(
                 cohort_size=cohort,
-                buffer_size=chance.randint(1, cohort),
+                buffer_size=buffer,
+                min_updates=fewest,
+                min_silos=chance.randint(1, fewest),
                 max_staleness=chance.choice([0, 1, 5]),
                 deadline_s=chance.choice([None, 5.0]),
                 max_attempts=2,
@@ -123,6 +127,15 @@ def forgets_delivery(self: Rounds, update: Any) -> None:
     self.delivered.pop(update.silo, None)
 
 
+def shrinking_floor(self: Rounds) -> int:
+    floor = min(self.policy.min_silos, max(1, len(self.cohort - self.refused)))
+    return max(0, floor - len({update.silo for update in self.buffer}))
+
+
+def counts_updates(self: Rounds) -> int:
+    return max(0, self.policy.min_silos - len(self.buffer))
+
+
 def discounts_weights(updates: Any, discounts: Any) -> list[float]:
     weights = [update.weight * discount for update, discount in zip(updates, discounts, strict=True)]
     return [weight / sum(weights) for weight in weights]
@@ -176,6 +189,13 @@ def header_unread(job: Job, update: Any, expected: Any) -> Any:
 
 bug("an update counts twice", simulated(twice=0.4), (Rounds, "arrived", arrived_without_books))
 bug("a stale update counts", simulated(), (Rounds, "_usable", lambda self, version: True))
+bug("a floor that shrinks with the refused", simulated(refused=0.4), (Rounds, "num_lacking", shrinking_floor))
+bug(
+    "a floor that shrinks with those who take no part",
+    simulated(left=0.3),
+    (Rounds, "num_lacking", shrinking_floor),
+)
+bug("two updates of one silo are two silos", simulated(seeds=400), (Rounds, "num_lacking", counts_updates))
 bug("updates are summed as they come", simulated(), (Rounds, "close", unsorted))
 bug("a round closes without a required silo", simulated(lost=0.1), (Rounds, "missing", lambda self: []))
 bug(

@@ -1,7 +1,7 @@
 """The round machine among simulated silos, on a heap with a fake clock: milliseconds for hundreds of rounds.
 
-Silos are slow, get lost, come back, decline, send what the gate refuses, answer twice, answer work that was
-cancelled, and lose an update before it is folded. Each step checks what must always hold (`Broken`).
+Silos are slow, get lost, come back, decline, leave for good, send what the gate refuses, answer twice, answer work
+that was cancelled, and lose an update before it is folded. Each step checks what must always hold (`Broken`).
 """
 
 import heapq
@@ -31,6 +31,8 @@ class World:
     declined: float = 0.0
     twice: float = 0.0
     perished: float = 0.0
+    left: float = 0.0
+    """Of the idle silos when a round opens: they take no part from then on."""
     gone: frozenset[str] = frozenset()
     """Silos that never come back once lost."""
     slowest: float = 10.0
@@ -48,6 +50,7 @@ class Simulation:
         self.silos = [f"s{i:02d}" for i in range(world.num_silos)]
         self.pace = {silo: self.chance.uniform(1, world.slowest) for silo in self.silos}
         self.online = set(self.silos)
+        self.left: set[str] = set()
         self.machine = Rounds(policy, self._sample)
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.order = count()
@@ -80,13 +83,19 @@ class Simulation:
     # what the driver does
 
     def _open(self) -> None:
-        late = set(self.machine.open(self.silos, self.now))
+        for silo in self.silos:
+            if self.world.left and silo not in self.busy and self.chance.random() < self.world.left:
+                self.left.add(silo)
+        self.online -= self.left
+        candidates = [silo for silo in self.silos if silo not in self.left]
+        late = set(self.machine.open(candidates, self.now))
         version = self.machine.version
         _require(
             late == {s for s, (v, _) in self.busy.items() if version - v > self.policy.max_staleness}, "late"
         )
         _require(self.policy.required <= self.machine.cohort, "a required silo was not drawn")
-        _require(len(self.machine.cohort) == min(self.policy.cohort_size, len(self.silos)), "cohort size")
+        able = len(self.policy.required.union(candidates))
+        _require(len(self.machine.cohort) == min(self.policy.cohort_size, able), "cohort size")
         self.refused_now.clear()
         for silo in sorted(late):
             self._at(self.now + self.chance.uniform(0, 5), lambda s=silo, b=self.busy[silo]: self._lose(s, b))
@@ -121,13 +130,18 @@ class Simulation:
         _require(len(set(taken)) == len(taken) and not self.counted & set(taken), "counted an update twice")
         _require(all(version - v <= policy.max_staleness for _, v in taken), "staler than allowed")
         _require(policy.required <= {silo for silo, _ in taken}, "closed without a required silo")
-        able = len(machine.cohort) - len(self.refused_now)
-        if len(taken) < min(policy.buffer_size, able):
+        silos = {silo for silo, _ in taken}
+        _require(len(silos) >= policy.min_silos, "an average of too few silos")
+        if len(taken) < self._full():
             _require(may_close_early, "closed early")
-            _require(len(taken) >= min(policy.min_updates, able), "closed with too few")
+            _require(len(silos) >= policy.min_updates, "closed with too few")
         self.counted |= set(taken)
         self.trace.append(taken)
         return True
+
+    def _full(self) -> int:
+        """Updates that fill the buffer: no more than the cohort can give without the refused silos."""
+        return min(self.policy.buffer_size, len(self.machine.cohort) - len(self.refused_now))
 
     def _perish(self, lost: Update, updates: list[Update]) -> None:
         """A silo died between its answer and the fold; what it trained since is lost with it."""
@@ -147,7 +161,7 @@ class Simulation:
             self._lose(silo, work)
             self.online.discard(silo)
             if silo not in world.gone:
-                self._at(self.now + self.chance.uniform(0, 3), lambda: self.online.add(silo))
+                self._at(self.now + self.chance.uniform(0, 3), lambda: self._come_back(silo))
             return
         del self.busy[silo]
         if draw < world.lost + world.refused:
@@ -161,6 +175,10 @@ class Simulation:
             self._deliver(update(silo, version), first=True)
             if self.chance.random() < world.twice:
                 self._at(self.now + self.chance.uniform(0, 20), lambda: self._deliver(update(silo, version)))
+
+    def _come_back(self, silo: str) -> None:
+        if silo not in self.left:
+            self.online.add(silo)
 
     def _lose(self, silo: str, work: tuple[int, int]) -> None:
         if self.busy.get(silo) == work:
@@ -191,8 +209,8 @@ class Simulation:
 
     def _check_hopeless(self) -> None:
         held = {each.silo for each in self.machine.buffer}
-        able = len(self.machine.cohort) - len(self.refused_now)
-        enough = len(held) >= max(1, min(self.policy.min_updates, able)) and self.policy.required <= held
+        many = len(self.machine.buffer) >= self._full() or len(held) >= self.policy.min_updates
+        enough = many and len(held) >= self.policy.min_silos and self.policy.required <= held
         _require(not self.busy and not enough, "hopeless with enough in hand")
 
     def _sample(self, version: int, candidates: list[str], size: int) -> set[str]:

@@ -694,7 +694,7 @@ def test_another_shared_model_is_an_error_at_the_start(tmp_path: Path) -> None:
     makers: dict[str, Any] = dict(silo_makers(sites(problems(), tmp_path / "silos")))
     honest = makers["s2"]
     ended = federate(job_of(problems()), {**makers, "s2": lambda: OtherModel(honest())}, tmp_path)
-    assert ended.outcome.exit_code == 2 and "s2 builds another shared model" in ended.outcome.reason
+    assert ended.outcome.exit_code == 2 and "s2: data: builds another shared model" in ended.outcome.reason
 
 
 def test_another_shared_model_is_refused_later_too(tmp_path: Path) -> None:

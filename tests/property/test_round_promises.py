@@ -17,11 +17,13 @@ def policies(draw: Any) -> tuple[RoundPolicy, int]:
     num_silos = draw(st.integers(1, 8))
     cohort = draw(st.integers(1, num_silos))
     buffer = draw(st.integers(1, cohort))
+    fewest = draw(st.integers(1, buffer))
     required = draw(st.sets(st.integers(0, num_silos - 1), max_size=min(cohort, 2)))
     policy = RoundPolicy(
         cohort_size=cohort,
         buffer_size=buffer,
-        min_updates=draw(st.integers(1, buffer)),
+        min_updates=fewest,
+        min_silos=draw(st.integers(1, fewest)),
         max_staleness=draw(st.sampled_from([0, 0, 1, 3, 20])),
         deadline_s=draw(st.none() | st.floats(0.5, 30)),
         max_attempts=draw(st.integers(1, 3)),
@@ -36,7 +38,9 @@ shares = st.sampled_from([0.0, 0.05, 0.2])
 @settings(max_examples=400, deadline=None)
 @given(
     policies(),
-    st.builds(dict, lost=shares, refused=shares, declined=shares, twice=shares, perished=shares),
+    st.fixed_dictionaries(
+        dict.fromkeys(("lost", "refused", "declined", "twice", "perished", "left"), shares)
+    ),
     st.integers(0, 2**20),
     st.booleans(),
 )
@@ -63,16 +67,19 @@ def _drawn(chance: random.Random) -> tuple[RoundPolicy, World]:
     num_silos = chance.randint(1, 10)
     cohort = chance.randint(1, num_silos)
     buffer = chance.randint(1, cohort)
+    fewest = chance.randint(1, buffer)
     policy = RoundPolicy(
         cohort_size=cohort,
         buffer_size=buffer,
-        min_updates=chance.randint(1, buffer),
+        min_updates=fewest,
+        min_silos=chance.randint(1, fewest),
         max_staleness=chance.choice([0, 1, 2, 12, 100]),
         deadline_s=chance.choice([None, chance.uniform(1, 20)]),
         max_attempts=chance.randint(1, 4),
         required=frozenset(chance.sample([f"s{i:02d}" for i in range(num_silos)], chance.choice([0, 0, 1]))),
     )
-    world = World(num_silos, *(chance.choice([0.0, chance.uniform(0, 0.2)]) for _ in range(5)))
+    shares = [chance.choice([0.0, chance.uniform(0, 0.2)]) for _ in range(5)]
+    world = World(num_silos, *shares, left=chance.choice([0.0, 0.0, 0.02]))
     return policy, world
 
 

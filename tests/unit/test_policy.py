@@ -37,6 +37,8 @@ def test_an_open_policy_takes_part() -> None:
         ({}, {"allow_tasks": ["image_classification"]}, "task 'tabular'"),
         ({}, {"allow_strategies": ["fedprox"]}, "strategy 'fedavg'"),
         ({}, {"min_cohort": 5}, "at least 5 silos"),
+        ({}, {"min_cohort": 4}, "may close with 3: give rounds.min_updates: 4"),
+        ({"rounds": {"total": 1, "mode": "semi_sync"}}, {"min_cohort": 2}, "may close with 1: give"),
         ({"rounds": {"total": 1, "mode": "fedasync"}}, {"min_cohort": 2}, "at least 2 silos"),
         ({}, {"share_counts": False}, "number of rows"),
         ({"task": {**TASK, "model": {"name": "theirs.models:Net"}}}, {}, "code of 'theirs.models'"),
@@ -58,7 +60,8 @@ def test_allowed_variants_take_part() -> None:
     own = {"name": "mine.tasks:Task", "dataset": "heart"}
     assert review(job(task=own), silo(allow_code=["mine"], allow_tasks=[])) is None
     assert review(job(combine={"name": "mean", "weights": "uniform"}), silo(share_counts=False)) is None
-    assert review(job(), silo(min_cohort=4)) is None
+    assert review(job(), silo(min_cohort=3)) is None
+    assert review(job(rounds={"total": 1, "min_updates": 4}), silo(min_cohort=4)) is None
     assert review(job(), silo(allow_jobs=["heart", "?"], max_rounds=1, require_combiner=["mean"])) is None
     assert review(job(**CLIPPED), silo(require_privacy=["clip"])) is None
     assert review(job(**CLIPPED), silo(require_privacy=[{"name": "clip", "max_norm": 2.0}])) is None

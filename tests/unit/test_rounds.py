@@ -111,6 +111,53 @@ def test_a_refusal_of_old_work_leaves_new_work_alone() -> None:
     assert machine.arrived(update("b", 1))
 
 
+def test_refused_silos_do_not_lower_the_floor() -> None:
+    machine = rounds(min_updates=3, min_silos=3)
+    launch(machine)
+    deliver(machine, "a", "b")
+    machine.refuse("c", 0)
+    assert not machine.due(ABCD, 1e9) and not machine.hopeless(ABCD), "d may still come"
+    machine.refuse("d", 0)
+    assert not machine.due(ABCD, 1e9) and machine.hopeless(ABCD)
+    assert machine.num_lacking() == 1 and machine.awaited() == ["c", "d"]
+
+
+def test_silos_that_take_no_part_do_not_lower_the_floor() -> None:
+    machine = rounds(min_updates=3, min_silos=3, online=("a", "b"))
+    assert machine.cohort == {"a", "b"}
+    launch(machine)
+    deliver(machine, "a", "b")
+    assert not machine.due(("a", "b"), 1e9) and machine.hopeless(("a", "b"))
+    assert machine.num_lacking() == 1 and machine.awaited() == []
+
+
+def test_lost_silos_do_not_lower_the_floor() -> None:
+    machine = rounds(min_updates=3, min_silos=3, deadline_s=1.0)
+    launch(machine)
+    deliver(machine, "a", "b")
+    machine.lost("c")
+    machine.lost("d")
+    assert not machine.due(("a", "b"), 5.0) and machine.hopeless(("a", "b"))
+    assert launch(machine) == ["c", "d"]
+    deliver(machine, "c")
+    assert machine.due(ABCD, 5.0)
+
+
+def test_two_updates_of_one_silo_are_one_silo() -> None:
+    machine = rounds(buffer=2, min_silos=2, max_staleness=1)
+    launch(machine)
+    deliver(machine, "a", "b")
+    machine.close()
+    machine.open(ABCD, 0.0)
+    deliver(machine, "c")
+    launch(machine)
+    deliver(machine, "c", version=1)
+    assert len(machine.buffer) == 2 and not machine.due(ABCD, 1e9)
+    deliver(machine, "a", version=1)
+    assert machine.due(ABCD, 0.0)
+    assert [(each.silo, each.version) for each in machine.close()] == [("a", 1), ("c", 0), ("c", 1)]
+
+
 def test_all_refused_is_hopeless_and_never_due() -> None:
     machine = rounds()
     launch(machine)
@@ -248,31 +295,60 @@ def test_numbers_that_contradict_each_other(numbers: tuple[int, int, int, tuple[
         RoundPolicy(cohort_size=cohort, buffer_size=buffer, min_updates=fewest, required=required)
 
 
+def test_the_floor_is_no_higher_than_what_a_round_closes_with() -> None:
+    with pytest.raises(ValidationError, match="min_silos <= min_updates, got 3, 2"):
+        RoundPolicy(cohort_size=4, buffer_size=4, min_updates=2, min_silos=3)
+
+
 @pytest.mark.parametrize(
     "mode, expected",
     [
-        ("sync", (8, 8, 8, 0)),
-        ("over_selected", (8, 6, 6, 0)),
-        ("quorum", (8, 8, 6, 0)),
-        ("semi_sync", (8, 6, 1, 1)),
-        ("async", (8, 4, 1, 10)),
-        ("fedasync", (8, 1, 1, 100)),
+        ("sync", (8, 8, 8, 6, 0)),
+        ("over_selected", (8, 6, 6, 6, 0)),
+        ("quorum", (8, 8, 6, 6, 0)),
+        ("semi_sync", (8, 6, 1, 1, 1)),
+        ("async", (8, 4, 1, 1, 10)),
+        ("fedasync", (8, 1, 1, 1, 100)),
     ],
 )
 def test_modes_are_numbers(mode: str, expected: tuple[int, ...]) -> None:
     settings = RoundSettings(mode=mode, total=1, deadline_s=1 if mode == "quorum" else None)
-    policy = settings.policy(8, frozenset())
-    assert (policy.cohort_size, policy.buffer_size, policy.min_updates, policy.max_staleness) == expected
+    assert numbers(settings.policy(8, frozenset())) == expected
+
+
+def numbers(policy: RoundPolicy) -> tuple[int, ...]:
+    return (
+        policy.cohort_size,
+        policy.buffer_size,
+        policy.min_updates,
+        policy.min_silos,
+        policy.max_staleness,
+    )
 
 
 @pytest.mark.parametrize("mode", ["sync", "over_selected", "semi_sync", "async", "fedasync"])
 @pytest.mark.parametrize("num_silos", [1, 2, 3, 5, 11])
 def test_every_mode_fits_every_federation(mode: str, num_silos: int) -> None:
     policy = RoundSettings(mode=mode, total=1, cohort=7).policy(num_silos, frozenset())
-    assert 1 <= policy.min_updates <= policy.buffer_size <= policy.cohort_size == min(7, num_silos)
+    assert 1 <= policy.min_silos <= policy.min_updates <= policy.buffer_size
+    assert policy.buffer_size <= policy.cohort_size == min(7, num_silos)
 
 
 def test_given_numbers_win_over_the_mode() -> None:
     settings = RoundSettings(mode="semi_sync", total=1, buffer=2, min_updates=2, max_staleness=4, cohort=3)
+    assert numbers(settings.policy(8, frozenset())) == (3, 2, 2, 2, 4)
+
+
+@pytest.mark.parametrize("mode", ["sync", "quorum", "semi_sync"])
+def test_a_given_floor_holds_in_every_mode(mode: str) -> None:
+    settings = RoundSettings(mode=mode, total=1, min_updates=4, deadline_s=1.0)
     policy = settings.policy(8, frozenset())
-    assert (policy.cohort_size, policy.buffer_size, policy.min_updates, policy.max_staleness) == (3, 2, 2, 4)
+    assert (policy.min_updates, policy.min_silos) == (4, 4)
+
+
+def test_a_given_floor_is_never_lowered_to_fit() -> None:
+    """Fewer silos than it, or a mode that closes on fewer updates: the job contradicts itself."""
+    with pytest.raises(ValidationError, match="min_updates <= buffer_size"):
+        RoundSettings(mode="fedasync", total=1, min_updates=2).policy(8, frozenset())
+    with pytest.raises(ValidationError, match="got 3, 2, 2"):
+        RoundSettings(total=1, min_updates=3).policy(2, frozenset())
