@@ -22,7 +22,18 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from benchmarks import measure
-from orchestrator.core.messages import Fetch, Piece, Ping, Progress, Refused, Reply, Request, Train
+from orchestrator.core.messages import (
+    Fetch,
+    Join,
+    Joined,
+    Piece,
+    Ping,
+    Progress,
+    Refused,
+    Reply,
+    Request,
+    Train,
+)
 from orchestrator.core.vector import blocks
 from orchestrator.pipeline import BLOCK
 from orchestrator.transport.authority import Authority
@@ -68,6 +79,11 @@ class EchoSilo:
 
     def handle(self, request: Request) -> Reply:
         match request:
+            case Join():
+                text = dict.fromkeys(("schema_digest", "fingerprint", "device", "node"), "")
+                told = {"num_examples": {}, "model": {}, "versions": {}, **text}
+                size = self.values.size
+                return Joined(silo="a", incarnation="", num_parameters=size, num_shared=size, **told)
             case Fetch():
                 return Piece(packet={"values": self.values[request.start : request.stop]})
             case Ping():
@@ -161,6 +177,7 @@ def compare(millions: float, repeats: int) -> dict[str, Any]:
 async def _timed(channel: FlightChannel, raw: Raw, pipe: Any, size: int, repeats: int) -> dict[str, Any]:
     while channel.connected() != {"a"}:
         await asyncio.sleep(0.1)
+    await channel.call("a", Join(**HEADER, job="", job_digest=""))
     model = await channel.publish({"params": raw.values})
 
     def told(what: str) -> Callable[[], Any]:

@@ -11,14 +11,15 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from time import monotonic
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.messages import (
+    Evaluate,
     Fetch,
+    Join,
     Joined,
     Piece,
     Ping,
@@ -27,16 +28,18 @@ from orchestrator.core.messages import (
     Reply,
     Request,
     Stop,
+    Train,
     Update,
 )
 from orchestrator.core.vector import Packet, blocks
 from orchestrator.core.versions import versions
 from orchestrator.transport.certs import Credentials
 from orchestrator.transport.flight_client import Closed, Line, Slow
-from orchestrator.transport.mailbox import CHUNK, UNIT
+from orchestrator.transport.mailbox import CHUNK
 from orchestrator.transport.todo import Asked, todo_of
-from orchestrator.transport.wire import WireError
-from orchestrator.transport.wire_messages import context_of, kind_of, request_of, text_of
+from orchestrator.transport.wire import MAX_COLUMNS, WireError
+from orchestrator.transport.wire_messages import check_context, context_of, kind_of, request_of, text_of
+from silos.pace import Pace
 from silos.workplace import Workplace
 
 AT_ONCE = (Fetch, Ping, Stop)
@@ -45,10 +48,6 @@ THREADS = 4
 """For what is answered at once, and for vectors under way: this many frames at a time are in memory."""
 POLL_S = 25.0
 """A poll that has no answer after so long has no line; the driver answers much sooner."""
-FIRST_CHUNK = 1 << 14
-"""Elements in the first frames on a line of unknown speed."""
-LONG_S, SHORT_S = 2.0, 0.25
-"""A frame that takes longer, or shorter, makes the next ones smaller, or larger."""
 REFUSED_S = 1.0
 """After a refusal, so that two sides that do not understand each other do not keep each other busy."""
 
@@ -93,12 +92,14 @@ class Agent:
         self._line = Line(uri, credentials, self._hello, say)
         self._held: set[str] = set()
         self._lock = threading.Lock()
-        self._chunk = FIRST_CHUNK
+        self._pace = Pace()
         self._sending = UnderWay()
         self._work = ThreadPoolExecutor(1, f"silo-{name}")
         self._talk = ThreadPoolExecutor(THREADS, f"answer-{name}")
         self._move = ThreadPoolExecutor(THREADS, f"move-{name}")
         self._model: dict[str, NDArray[np.float32]] = {}
+        self._joined: tuple[str, int] | None = None
+        """The run in hand, and how many elements are shared in it: no part of a model is longer."""
 
     def run(self, once: bool = False) -> None:
         """Until `close`; with ``once``, until the run in hand has ended."""
@@ -125,8 +126,10 @@ class Agent:
         try:
             _, frame = self._line.ask("next", {"held": sorted(self._held)}, timeout_s=POLL_S)
             todo = todo_of(frame.header.content)
-        except WireError as error:
-            logging.getLogger(__name__).warning("the driver refused to say what to do: %s", error)
+        except Closed:
+            raise
+        except Exception as error:  # whatever the driver says, this silo goes on
+            logging.getLogger(__name__).warning("the driver did not say what to do: %r", error)
             threading.Event().wait(REFUSED_S)
             return False
         if self._line.closed:
@@ -145,6 +148,7 @@ class Agent:
         self.incarnation = uuid.uuid4().hex
         self._work.shutdown(wait=False, cancel_futures=True)
         self._work = ThreadPoolExecutor(1, f"silo-{self.name}")
+        self._joined = None
         self._model = {}  # what is left of the old work may still read the one that it has
         with self._lock:
             self._held.clear()
@@ -203,10 +207,14 @@ class Agent:
     def _handled(self, id: str, request: Request) -> Reply:
         """What goes wrong in the silo's own code is its answer, as on every channel."""
         try:
-            if hasattr(request, "model"):
+            if isinstance(request, Train | Evaluate):
+                if self._joined is None or self._joined[0] != request.run_id:
+                    return Refused(silo=self.name, code="job", reason="this agent has not joined the run")
                 self._sending.wait()  # the trainer's memory is what is being sent
-                request = replace(request, model=self._fetched(id, request.model))  # type: ignore[call-arg]
+                request = replace(request, model=self._fetched(id, request))
             reply = self.workplace.handle(request)
+            if isinstance(request, Join) and isinstance(reply, Joined):
+                self._joined = request.run_id, reply.num_shared
         except (Closed, NotWanted, WireError):
             raise
         except Exception as error:
@@ -218,38 +226,45 @@ class Agent:
 
     # the model comes
 
-    def _fetched(self, id: str, layout: tuple[tuple[str, int], ...]) -> dict[str, NDArray[np.float32]]:
+    def _fetched(self, id: str, request: Train | Evaluate) -> dict[str, NDArray[np.float32]]:
         """The model in this silo's memory, which is that of the one before: only one is worked on at a time."""
+        layout, longest = request.model, self._joined[1] if self._joined else 0
+        if len(layout) > MAX_COLUMNS or any(size > longest for _, size in layout):
+            raise WireError("oversize", f"a model of {layout}, where {longest} elements are shared"[:200])
         for name, size in layout:
             if name not in self._model or self._model[name].size != size:
                 self._model[name] = np.empty(size, np.float32)
         parts = {name: self._model[name] for name, _ in layout}
         ranges = [(name, *block) for name, size in layout for block in blocks(size, CHUNK)]
-        for _ in self._move.map(lambda at: self._fetch(id, *at), ranges):
+        for _ in self._move.map(lambda at: self._fetch(id, request, *at), ranges):
             pass
         return {name: _read_only(part) for name, part in parts.items()}
 
-    def _fetch(self, id: str, name: str, start: int, stop: int) -> None:
+    def _fetch(self, id: str, request: Request, name: str, start: int, stop: int) -> None:
         def move(low: int, high: int) -> None:
             content = {"request": id, "name": name, "start": low, "stop": high}
             answer, frame = self._line.ask("model", content, patient=False)
             if not answer.get("known"):
                 raise NotWanted
+            check_context(frame, request)
             values = frame.arrays.get("values")
             if values is None or values.dtype != np.float32 or values.size != high - low:
                 raise WireError("schema", f"elements {low} to {high} of '{name}' did not come")
             self._model[name][low:high] = values
 
-        self._paced(start, stop, move)
+        self._pace.move(start, stop, move)
 
     # the answer goes
 
     def _answer(self, id: str, context: Mapping[str, Any], reply: Reply) -> None:
         content = {"request": id, "kind": kind_of(reply), "text": text_of(reply)}
         packet = (reply.packet or {}) if isinstance(reply, Update | Piece) else {}
-        if sum(array.size for array in packet.values()) <= CHUNK:
-            self._say("reply", content, packet, context)
-            return
+        if sum(array.size for array in packet.values()) <= self._pace.chunk:
+            try:
+                self._say("reply", content, packet, context, patient=not packet)
+                return
+            except Slow:
+                self._pace.slow()
         with self._sending:
             self._send_all(id, content, packet, context)
 
@@ -264,7 +279,7 @@ class Agent:
         def move(low: int, high: int) -> None:
             self._say("part", {"request": id, "start": low}, {name: packet[name][low:high]}, context, False)
 
-        self._paced(start, stop, move)
+        self._pace.move(start, stop, move)
 
     def _say(
         self,
@@ -277,21 +292,6 @@ class Agent:
         answer, _ = self._line.ask(kind, content, packet, context, patient=patient)
         if not answer.get("known"):
             raise NotWanted
-
-    def _paced(self, start: int, stop: int, move: Callable[[int, int], None]) -> None:
-        """Move a range in pieces that the line takes in time: larger and larger ones, smaller ones on a slow line."""
-        while start < stop:
-            end, began = min(start + self._chunk, stop), monotonic()
-            try:
-                move(start, end)
-                start = end
-            except Slow:
-                self._chunk = max(UNIT, self._chunk // 4)
-            took = monotonic() - began
-            if took > LONG_S:
-                self._chunk = max(UNIT, self._chunk // 2)
-            elif took < SHORT_S:
-                self._chunk = min(CHUNK, self._chunk * 2)
 
 
 def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:

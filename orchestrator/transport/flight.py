@@ -25,7 +25,7 @@ from orchestrator.transport.flight_server import Answer, FlightServer, Session
 from orchestrator.transport.mailbox import CHUNK, Mailbox, Pending
 from orchestrator.transport.todo import Asked, Todo
 from orchestrator.transport.wire import Frame, WireError, sha256_of
-from orchestrator.transport.wire_messages import context_of, kind_of, reply_of, text_of
+from orchestrator.transport.wire_messages import check_context, context_of, kind_of, reply_of, text_of
 
 POLL_S = 10.0
 """Longest wait of a silo for something to do; it then asks again, which also says that the line is there. Where the
@@ -182,8 +182,7 @@ class FlightChannel:
         pending = box.find(str(content.get("request", "")))
         if pending is None:
             return {"known": False}
-        _check_context(frame, pending.request)
-        box.moved += frame.header.payload_bytes
+        check_context(frame, pending.request)
         try:
             self._taken(box, pending, frame, content)
         except WireError as error:
@@ -209,13 +208,16 @@ class FlightChannel:
             return
         sizes = {name: [str(array.dtype), array.size] for name, array in frame.arrays.items()}
         box.admit(pending, sizes)
+        box.moved += frame.header.payload_bytes
         box.answer(pending, reply_of(kind, text, packet=frame.arrays or None))
 
     def _part(self, box: Mailbox, pending: Pending, frame: Frame, start: int) -> None:
         if pending.incoming is None:
             raise WireError("schema", "a part of a reply that was not announced")
         for name, values in frame.arrays.items():
-            if pending.incoming.put(name, start, values):
+            num_bytes, complete = pending.incoming.put(name, start, values)
+            box.moved += num_bytes  # what came twice is no progress
+            if complete:
                 box.answer(pending, pending.incoming.reply())
 
     def _model(self, box: Mailbox, content: dict[str, Any]) -> Answer:
@@ -265,10 +267,3 @@ def _asked(pending: Pending) -> Asked:
         epoch=request.epoch,
         model=request.model.layout if isinstance(request, Train | Evaluate) else None,
     )
-
-
-def _check_context(frame: Frame, request: Request) -> None:
-    """An answer is to this run, of this driver, not to one before."""
-    got = frame.header.run_id, frame.header.epoch
-    if got != (request.run_id, request.epoch):
-        raise WireError("epoch", f"answers run '{got[0]}', driver epoch {got[1]}")

@@ -22,6 +22,8 @@ REFUSED_PAUSE_S = 15.0
 CALL_S = 30.0
 """A frame that takes longer was too large for the line."""
 DIAL_S = 10.0
+CONNECTIONS = 4
+"""Of one line. A connection has one thread that encrypts, and one at the other end that decrypts."""
 
 
 class Slow(Exception):
@@ -47,9 +49,9 @@ class Line:
         self.moved = 0
         """Bytes sent and received so far."""
         self._lock = threading.Lock()
-        self._client: Any = None
+        self._clients: tuple[Any, ...] = ()
         self._session, self._seq = "", itertools.count()
-        self._generation = 0
+        self._generation = self._turn = 0
         self._closed = threading.Event()
         self._said = ""
 
@@ -95,8 +97,10 @@ class Line:
             for attempt in itertools.count():
                 if self._closed.is_set():
                     raise Closed
-                if self._client is not None:
-                    return self._client, self._session, self._generation
+                if self._clients:
+                    self._turn += 1
+                    client = self._clients[self._turn % CONNECTIONS]
+                    return client, self._session, self._generation
                 self._dial(attempt)
         raise AssertionError("unreachable")
 
@@ -104,10 +108,10 @@ class Line:
         """One attempt; then the line is there, or some time has passed."""
         pause = PAUSES_S[min(attempt, len(PAUSES_S) - 1)]
         try:
-            client = self._new_client()
-            session = self._challenge(client)
-            self._once(client, session, "hello", self._hello(), None, None, DIAL_S)
-            self._client, self._session = client, session
+            clients = tuple(self._new_client() for _ in range(CONNECTIONS))
+            session = self._challenge(clients[0])
+            self._once(clients[0], session, "hello", self._hello(), None, None, DIAL_S)
+            self._clients, self._session = clients, session
             self._tell(f"connected to {self.uri}")
             return
         except WireError as error:
@@ -170,10 +174,10 @@ class Line:
     def _lost(self, generation: int, why: str) -> None:
         """Whoever notices first ends this connection; the next call dials."""
         with self._lock:
-            if self._client is None or generation != self._generation:
+            if not self._clients or generation != self._generation:
                 return
             # Not closed: others may be amid a call, which would end with a segmentation fault. It goes with them.
-            self._client = None
+            self._clients = ()
             self._generation += 1
         if not self._closed.is_set():
             self._tell(f"lost the line to {self.uri}: {why}")

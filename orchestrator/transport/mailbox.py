@@ -27,6 +27,8 @@ FREE_BLOCKS = 3
 """Blocks of memory that wait for the next piece of an update."""
 MAX_ELEMENTS = 1 << 33
 """No model is larger."""
+BYTES_AN_ELEMENT = 8
+"""Most that a codec makes of one: its place and its value."""
 
 
 class Memory:
@@ -61,11 +63,14 @@ class Incoming:
         self.kind, self.text = kind, text
         take = (memory or Memory()).take
         self.arrays: Arrays = {name: take(dtype, size) for name, (dtype, size) in sizes.items()}
-        self._missing = {name: np.ones(-(-size // UNIT), bool) for name, (_, size) in sizes.items()}
+        self._expected = {name: np.ones(-(-size // UNIT), bool) for name, (_, size) in sizes.items()}
+        """Units that no frame has brought yet."""
+        self._unwritten = sum(expected.size for expected in self._expected.values())
         self._lock = threading.Lock()
 
-    def put(self, name: str, start: int, values: NDArray[np.generic]) -> bool:
-        """Whether the reply is complete now, which is said once. Raises `WireError`."""
+    def put(self, name: str, start: int, values: NDArray[np.generic]) -> tuple[int, bool]:
+        """Bytes that are new, and whether the reply is complete now, which is said once. What came before stays as
+        it is: once complete, the vectors belong to whoever asked for them. Raises `WireError`."""
         array = self.arrays.get(name)
         if array is None or values.dtype != array.dtype:
             raise WireError("schema", f"'{name}' of type {values.dtype} was not announced")
@@ -73,18 +78,34 @@ class Incoming:
         whole = start % UNIT == 0 and (stop % UNIT == 0 or stop == array.size)
         if start < 0 or stop > array.size or not values.size or not whole:
             raise WireError("schema", f"elements {start} to {stop} of '{name}', which has {array.size}")
-        array[start:stop] = values
+        new, written = self._claimed(name, start // UNIT, -(-stop // UNIT)), 0
+        for low, high in _runs(new):
+            end = min(high * UNIT, stop)
+            array[low * UNIT : end] = values[low * UNIT - start : end - start]
+            written += end - low * UNIT
         with self._lock:
-            before = self.complete
-            self._missing[name][start // UNIT : -(-stop // UNIT)] = False
-            return self.complete and not before
+            self._unwritten -= new.size
+            complete = bool(new.size) and not self._unwritten
+        return written * values.itemsize, complete
 
-    @property
-    def complete(self) -> bool:
-        return not any(missing.any() for missing in self._missing.values())
+    def _claimed(self, name: str, first: int, end: int) -> NDArray[np.intp]:
+        """Units of a range that no other frame has brought, for this one to write."""
+        with self._lock:
+            expected = self._expected[name][first:end]
+            new = first + np.flatnonzero(expected)
+            expected[:] = False
+            return new
 
     def reply(self) -> Reply:
         return reply_of(self.kind, self.text, packet=self.arrays or None)
+
+
+def _runs(units: NDArray[np.intp]) -> list[tuple[int, int]]:
+    """Where consecutive units begin and end."""
+    if not units.size:
+        return []
+    runs = np.split(units, np.flatnonzero(np.diff(units) != 1) + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs]
 
 
 @dataclass(eq=False)
@@ -223,8 +244,9 @@ class Mailbox:
                     "oversize", f"'{str(name)[:40]}': {size} of {str(dtype)[:20]} were not asked for"
                 )
             announced[str(name)] = str(dtype), size
-        if len(announced) > MAX_COLUMNS:
-            raise WireError("oversize", f"{len(announced)} vectors")
+        num_bytes = sum(np.dtype(dtype).itemsize * size for dtype, size in announced.values())
+        if len(announced) > MAX_COLUMNS or num_bytes > BYTES_AN_ELEMENT * self._most(pending.request):
+            raise WireError("oversize", f"{len(announced)} vectors of {num_bytes} bytes were not asked for")
         return announced
 
     def _most(self, request: Request) -> int:

@@ -99,7 +99,7 @@ class Frame:
         """The content of kinds that have a JSON object. Raises `WireError`."""
         try:
             content = json.loads(self.header.content)
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):
             raise WireError("header", "the content is no JSON object")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from orchestrator.core import messages
 from orchestrator.core.messages import Reply, Request
 from orchestrator.core.vector import Packet
-from orchestrator.transport.wire import CONTEXT, WireError, first_flaw
+from orchestrator.transport.wire import CONTEXT, Frame, WireError, first_flaw
 
 _REQUESTS = ("Join", "Initial", "Train", "Evaluate", "Fetch", "Ping", "Stop", "Leave")
 _REPLIES = ("Joined", "Update", "Evaluated", "Progress", "Piece", "Refused")
@@ -48,6 +48,15 @@ def text_of(message: Request | Reply) -> str:
 def context_of(message: Request | Reply) -> dict[str, Any]:
     """What the frame's header repeats."""
     return {name: value for name in CONTEXT if (value := getattr(message, name, None)) is not None}
+
+
+def check_context(frame: Frame, request: Request) -> None:
+    """A frame is about this request of this driver: run, epoch, and what there is of version, attempt and model.
+    Raises `WireError`."""
+    for name, asked in context_of(request).items():
+        got = getattr(frame.header, name)
+        if got != asked:
+            raise WireError("epoch", f"is about {name} {str(got)[:100]!r}, asked was {str(asked)[:100]!r}")
 
 
 def request_of(kind: str, text: str, model: Any = None) -> Request:

@@ -37,7 +37,7 @@ from orchestrator.transport.flight_client import Closed, Line
 from orchestrator.transport.flight_server import ACTION, Answer, FlightServer
 from orchestrator.transport.mailbox import CHUNK
 from orchestrator.transport.served import Refusals
-from orchestrator.transport.wire import MAX_BODY, MAX_HEADER, WireError, decode, encode
+from orchestrator.transport.wire import CONTEXT, MAX_BODY, MAX_HEADER, WireError, decode, encode
 from orchestrator.transport.wire_messages import kind_of, text_of
 from silos.agent import Agent
 from silos.silo import Silo
@@ -233,12 +233,14 @@ class Member(Raw):
         self.live, self.name = live, name
         self.own = live.consortium.of(name)
         self.session, self._seq = "", itertools.count()
+        self.about: dict[str, Any] = {"run_id": "run", "epoch": 1}
+        """What its frames say that they are about: the request that it got last."""
 
     def frame(
         self, kind: str, content: Any, arrays: Mapping[str, Any] | None = None, **context: Any
     ) -> bytes:
         text = content if isinstance(content, str) else json.dumps(content)
-        head = {"run_id": "run", "epoch": 1, **context}
+        head = {**self.about, **context}
         made = encode(
             kind, self.own.identity, self.session, next(self._seq), text, self.own.sign, arrays, head
         )
@@ -267,6 +269,8 @@ class Member(Raw):
                 continue
             found = [each for each in content["requests"] if each["kind"] == kind]
             if found:
+                text = json.loads(found[0]["text"])
+                self.about = {name: text[name] for name in CONTEXT if name in text}
                 return dict(found[0])
         raise AssertionError(f"no {kind} within {LIMIT_S} s")
 

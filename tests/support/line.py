@@ -24,6 +24,7 @@ class Line:
         """Bytes that the silo sent, and got."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
+        self._paces = threading.Lock(), threading.Lock()
         self._ends: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -59,7 +60,8 @@ class Line:
                 while self.silent:
                     time.sleep(0.01)
                 if self.rate is not None:
-                    time.sleep(len(piece) / self.rate)
+                    with self._paces[up]:  # one line, however many connections there are over it
+                        time.sleep(len(piece) / self.rate)
                 sink.sendall(piece)
                 self._count(len(piece), up)
         self._hang_up(source, sink)

@@ -69,7 +69,7 @@ def test_parts_in_any_order_make_the_reply_once() -> None:
     for seed in range(20):
         incoming = piece({"values": ("float32", values.size)})
         order = random.Random(seed).sample(starts, len(starts))
-        done = [incoming.put("values", at, values[at : at + UNIT]) for at in order]
+        done = [incoming.put("values", at, values[at : at + UNIT])[1] for at in order]
         assert done == [False] * (len(order) - 1) + [True]
         assert incoming.reply().packet["values"].tobytes() == values.tobytes()
 
@@ -77,11 +77,24 @@ def test_parts_in_any_order_make_the_reply_once() -> None:
 def test_parts_that_come_twice_or_overlap_change_nothing() -> None:
     values = np.arange(4 * UNIT, dtype=np.float32)
     incoming = piece({"values": ("float32", values.size)})
-    spans = [(0, 2), (0, 2), (1, 3), (2, 3), (0, 3)]
-    assert not any(incoming.put("values", a * UNIT, values[a * UNIT : b * UNIT]) for a, b in spans)
-    assert incoming.put("values", 3 * UNIT, values[3 * UNIT :])
-    assert not incoming.put("values", 3 * UNIT, values[3 * UNIT :]), "complete is said once"
+    spans = [(1, 2), (1, 2), (0, 3), (2, 3), (0, 3)]
+    put = [incoming.put("values", a * UNIT, values[a * UNIT : b * UNIT]) for a, b in spans]
+    assert put == [(4 * UNIT, False), (0, False), (8 * UNIT, False), (0, False), (0, False)], "new bytes"
+    assert incoming.put("values", 3 * UNIT, values[3 * UNIT :]) == (4 * UNIT, True)
+    assert incoming.put("values", 3 * UNIT, values[3 * UNIT :]) == (0, False), "complete is said once"
     assert incoming.reply().packet["values"].tobytes() == values.tobytes()
+
+
+def test_what_came_cannot_be_written_over() -> None:
+    """Not before the reply is complete, and not when the driver has it."""
+    values = np.arange(2 * UNIT + 5, dtype=np.float32)
+    incoming, other = piece({"values": ("float32", values.size)}), np.full_like(values, np.nan)
+    incoming.put("values", UNIT, values[UNIT : 2 * UNIT])
+    assert incoming.put("values", 0, other[: 2 * UNIT])[0] == 4 * UNIT, "only the first unit is new"
+    incoming.put("values", 2 * UNIT, values[2 * UNIT :])
+    taken = incoming.reply().packet["values"]
+    incoming.put("values", 0, other)
+    assert np.isnan(taken[:UNIT]).all() and np.array_equal(taken[UNIT:], values[UNIT:])
 
 
 def test_of_many_threads_one_completes_the_reply() -> None:
@@ -90,7 +103,7 @@ def test_of_many_threads_one_completes_the_reply() -> None:
 
     def put(first: int) -> None:
         for at in range(first, 64, 4):
-            said.append(incoming.put("values", at * UNIT, values[at * UNIT : (at + 1) * UNIT]))
+            said.append(incoming.put("values", at * UNIT, values[at * UNIT : (at + 1) * UNIT])[1])
 
     threads = [threading.Thread(target=put, args=(first % 4,)) for first in range(8)]
     for thread in threads:
@@ -102,8 +115,8 @@ def test_of_many_threads_one_completes_the_reply() -> None:
 
 def test_a_reply_of_several_vectors_waits_for_all() -> None:
     incoming = piece({"values": ("uint16", 5), "scale": ("float32", 1)})
-    assert not incoming.put("values", 0, np.zeros(5, np.uint16))
-    assert incoming.put("scale", 0, np.ones(1, np.float32))
+    assert incoming.put("values", 0, np.zeros(5, np.uint16)) == (10, False)
+    assert incoming.put("scale", 0, np.ones(1, np.float32)) == (4, True)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +139,7 @@ def test_a_reply_of_several_vectors_waits_for_all() -> None:
 def test_parts_that_were_not_announced_so_are_refused(name: str, start: int, values: Any) -> None:
     incoming = piece({"values": ("float32", 2 * UNIT + 5)})
     refused("schema", incoming.put, name, start, values)
-    assert not incoming.complete
+    assert incoming.put("values", 0, np.zeros(2 * UNIT + 5, np.float32))[1], "nothing of it counted"
 
 
 # Announcements
