@@ -16,10 +16,10 @@ from orchestrator.transport.authority import Authority
 from silos.agent import Agent
 from silos.workplace import InThread
 from tests.support.clusters import Cluster
-from tests.support.commands import Command
+from tests.support.commands import Command, session
 from tests.support.consortium import Consortium, uri_of
 from tests.support.flamby import SPEC
-from tests.support.served import TOTAL, Served, heard, refused, until
+from tests.support.served import TOTAL, Served, begun, heard, listening, refused, until
 
 SLOW_S = 0.1
 """Pause per step where a test interferes: a round of 1.2 s."""
@@ -49,6 +49,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def digest(undisturbed: Served) -> str:
     return str(undisturbed.summary["parameters_digest"])
+
+
+def noted(place: Served, **rounds: float) -> Path:
+    """A job with slow trainings, and the file that has each one which began."""
+    note = place.folder / "begun"
+    place.write_job(task="tests.support.served:Noted", pause_s=SLOW_S, options={"note": str(note)}, **rounds)
+    return note
 
 
 def ended(command: Command, code: int = 0) -> None:
@@ -84,11 +91,10 @@ def test_a_killed_driver_is_started_again_and_the_agents_reconnect(place: Served
 
 @pytest.mark.slow
 def test_an_agent_killed_in_mid_training_is_asked_again(place: Served, digest: str) -> None:
-    place.write_job(pause_s=SLOW_S)
+    note = noted(place)
     place.agent("cleveland")
     first, driver = place.agent("va"), place.serve()
-    driver.until("round 1/")
-    time.sleep(4 * SLOW_S)
+    until(lambda: ("va", 1) in begun(note))
     first.send(signal.SIGKILL)
     place.agent("va")
     ended(driver)
@@ -102,11 +108,10 @@ def test_an_agent_killed_in_mid_training_is_asked_again(place: Served, digest: s
 @pytest.mark.slow
 def test_a_stopped_agent_is_given_up_after_the_patience(place: Served, digest: str) -> None:
     """SIGSTOP stops the networking, too; woken up, the agent goes on where it was."""
-    place.write_job(pause_s=SLOW_S, patience_s=4)
+    note = noted(place, patience_s=4)
     place.agent("cleveland")
     stopped, driver = place.agent("va"), place.serve()
-    driver.until("round 1/")
-    time.sleep(4 * SLOW_S)
+    until(lambda: ("va", 1) in begun(note))
     stopped.send(signal.SIGSTOP)
     driver.until("va lost in round 2")
     stopped.send(signal.SIGCONT)
@@ -208,6 +213,17 @@ def test_a_served_run_is_watched_stopped_and_resumed_from_other_shells(place: Se
     assert place.check(digest)["resumed"] == 1
 
 
+def test_an_agents_process_listens_to_nobody_while_it_trains(place: Served) -> None:
+    """Nor does any process that it started; the driver listens where it was told to."""
+    note = noted(place)
+    agents, driver = place.agents(), place.serve()
+    until(lambda: {silo for silo, _ in begun(note)} == set(agents))
+    for silo, agent in agents.items():
+        ports = {pid: listening(pid) for pid in session(agent.pid)}
+        assert agent.pid in ports and not any(ports.values()), f"{silo}: {ports}"
+    assert listening(driver.pid) == {int(place.listen.rpartition(":")[2])}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_ends_an_agent_in_mid_training(place: Served, number: signal.Signals) -> None:
@@ -216,7 +232,7 @@ def test_a_signal_ends_an_agent_in_mid_training(place: Served, number: signal.Si
     until(lambda: len(place.of("silo_joined")) == 2 if driver.lines else False)
     time.sleep(2)
     agents["va"].send(number)
-    assert agents["va"].end(3) == 0, agents["va"].told
+    assert agents["va"].end(10) == 0, agents["va"].told
     assert "Traceback" not in agents["va"].told
 
 

@@ -60,7 +60,7 @@ ROOM = 2 << 30
 SHARES = {"bytes": 0.1, "frames": 0.25, "headers": 0.2, "bodies": 0.3, "messages": 0.1, "door": 0.05}
 """Of the inputs, by part."""
 QUICK, SLOW = 1_600, 24_000
-TIMEOUT_S = 240
+TIMEOUT_S = 600
 DEEP = {
     "bytes": {"length", "format", "signature"},
     "frames": {"length", "format", "signature", "digest"},

@@ -1,9 +1,11 @@
 """A federation whose silos dial in, through the real commands: credentials, documents, a job; what became of it."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,25 @@ class HangsOnce(SlowTask):
             self._note.touch()
             threading.Event().wait()
         yield from super().train_batches(at, batch_size)
+
+
+class Noted(SlowTask):
+    """Each training that begins is a line of a file (`begun`)."""
+
+    def __init__(self, data: Any, note: str, pause_s: float = 0.0) -> None:
+        super().__init__(data, pause_s)
+        self._note = Path(note)
+
+    def train_batches(self, at: At, batch_size: int) -> Iterator[Batch]:
+        with self._note.open("a") as file:
+            file.write(f"{at.silo} {at.version}\n")
+        yield from super().train_batches(at, batch_size)
+
+
+def begun(note: Path) -> list[tuple[str, int]]:
+    """Silo and version of the trainings that have begun, in their order."""
+    lines = note.read_text().splitlines() if note.exists() else []
+    return [(silo, int(version)) for silo, version in map(str.split, lines)]
 
 
 def job_document(
@@ -171,6 +192,21 @@ def audit_of(path: Path, kind: str = "") -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
     return [line for line in lines if not kind or line["event"] == kind]
+
+
+def listening(pid: int) -> set[int]:
+    """TCP ports that a process listens on."""
+    own = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            own.add(os.readlink(each))
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
 
 
 def heard(command: Command, words: str, limit_s: float = LIMIT_S, times: int = 1) -> None:
