@@ -38,6 +38,13 @@ def bounded(pattern: str, folder: Path) -> list[Path]:
     return found
 
 
+def inside(given: str, folder: Path) -> Path:
+    """What ``silo.yaml`` in ``folder`` names that is no data, such as keys; `BadInput` when it lies out of bounds."""
+    path = _expanded(given)
+    _check(folder / path, [_home(path, folder)], given, folder)
+    return folder / path
+
+
 def _expanded(pattern: str) -> Path:
     try:
         if "\0" in pattern:
@@ -52,7 +59,7 @@ def _home(given: Path, folder: Path) -> _Bound:
         literal = _literal(given)
         home = literal if literal != given or given.is_dir() else given.parent
         return _Bound(home.resolve(), "name the folder where the files really are")
-    return _Bound(folder.resolve(), "move the data there, or give the absolute path")
+    return _Bound(folder.resolve(), "move it there, or give the absolute path")
 
 
 def _root() -> Iterator[_Bound]:

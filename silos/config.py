@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from orchestrator.core import document
+from orchestrator.core.endpoint import endpoint
 from silos import hours
 
 
@@ -119,6 +120,11 @@ def _checked_zone(name: str) -> str:
     return name
 
 
+def _checked_endpoint(text: str) -> str:
+    endpoint(text)
+    return text
+
+
 class Policy(_Spec, frozen=True):
     """What a driver may ask of this silo. The silo applies it; a driver can only ask."""
 
@@ -141,8 +147,10 @@ class Policy(_Spec, frozen=True):
     max_update_norm: float | None = Field(default=None, gt=0)
     """Largest Euclidean norm of an update that may leave."""
     max_rounds: int | None = Field(default=None, ge=1)
+    """Rounds that a job may have, and so many different trainings of it here over all its runs. The same one again,
+    which a driver that goes on asks for, is free. Of the results one more may be evaluated."""
     max_hours: float | None = Field(default=None, gt=0)
-    """Hours that one run may last here, from its first join on, closed hours included."""
+    """Hours that a job may last here over all its runs, from its first join on, closed hours included."""
     opening_hours: tuple[Annotated[str, AfterValidator(_checked_window)], ...] = ()
     """``Mon-Fri 20:00-06:00``, ``Sat,Sun 00:00-24:00``: when the silo trains; empty: always."""
     timezone: Annotated[str, AfterValidator(_checked_zone)] | None = None
@@ -150,8 +158,10 @@ class Policy(_Spec, frozen=True):
     metrics_out: tuple[str, ...] | Literal["all"] = "all"
     """Metrics that the driver may learn, as sums over this silo's rows."""
     share_counts: bool = True
-    """Whether the number of rows may leave. Without it a job must not weight by examples, and the silo's
-    metrics are sent as if they came from one row."""
+    """Whether the number of rows may leave. Without it a job must not weight by examples or use a strategy whose
+    reports tell the number of steps, and the silo's metrics are sent as if they came from one row. What cannot be
+    kept in: how long the work takes, and how many rows stand behind an exact figure (3 of 4 right is 0.75) or a
+    ranking's histogram; ``metrics_out`` says which figures leave at all."""
 
     @model_validator(mode="after")
     def _where(self) -> Self:
@@ -173,10 +183,10 @@ class Overrides(_Spec, frozen=True):
 class Connection(_Spec, frozen=True):
     """Whom the silo's agent dials (``siloray agent``)."""
 
-    driver: str = Field(pattern=r"^[^/\s]+:\d{1,5}$")
-    """``host:port``."""
+    driver: Annotated[str, AfterValidator(_checked_endpoint)]
+    """``HOST:PORT``."""
     credentials: str
-    """Folder of this silo's certificate, keys and roster; a relative one starts at the folder of ``silo.yaml``."""
+    """Folder of this silo's certificate, keys and roster; a relative one lies in the folder of ``silo.yaml``."""
 
 
 class SiloConfig(_Spec, frozen=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.failures import say
+from orchestrator.core.endpoint import endpoint
 from orchestrator.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def agent(
 ) -> None:
     """Serve a driver as the silo that SILO describes. Opens no port; dials again whenever the line breaks.
 
-    Ctrl-C or SIGTERM leaves; what was trained and not yet sent is sent when the command is given again.
+    Ctrl-C or SIGTERM leaves. What was trained and not yet sent is trained again when the command is given again.
     """
     from silos.config import load_silo
 
@@ -49,15 +50,19 @@ def _driver(connection: Any, given: str | None) -> str:
     uri = given or (connection.driver if connection else None)
     if uri is None:
         raise BadInput("which driver? Say so in silo.yaml ('connection'), or with --driver HOST:PORT")
-    if not uri.rpartition(":")[2].isdigit():
-        raise BadInput(f"--driver {uri}: expected HOST:PORT")
-    return uri
+    try:
+        endpoint(uri)
+    except ValueError as error:
+        raise BadInput(f"--driver {uri}: {error}") from None
+    return str(uri)
 
 
 def _credentials(connection: Any, given: Path | None, silo: Path) -> Path:
+    from silos.bounds import inside
+
     if given is None and connection is None:
         raise BadInput("which certificate? Say so in silo.yaml ('connection'), or with --credentials DIR")
-    return given or silo.absolute().parent / connection.credentials
+    return given or inside(connection.credentials, silo.absolute().parent)
 
 
 def _checked(folder: Path, name: str) -> "Credentials":

@@ -42,6 +42,8 @@ def closing(run_dir: Path, outcome: Outcome, summary: Mapping[str, Any]) -> list
     num, total = len(summary["versions"]), summary["total_rounds"]
     took = words.duration(summary["ended"] - summary["started"])
     reason = f": {words.one_line(outcome.reason)}" if outcome.reason else ""
+    if summary["run_id"] is None:  # it never began: there is nothing to look at, and nothing to go on with
+        return [f"{outcome.status}{reason}"]
     lines = [f"{outcome.status}{reason} ({num} of {total} rounds, {took})", *_best(summary)]
     lines.append(f"summary  {run_dir / SUMMARY}")
     if _is_tracked(run_dir):

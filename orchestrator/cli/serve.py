@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli import options, run_dirs
+from orchestrator.core.endpoint import endpoint
 from orchestrator.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -176,11 +177,11 @@ def _door(wish: Wish) -> "Door":
 
 
 def listener(text: str) -> tuple[str, int]:
-    """``HOST:PORT``."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise BadInput(f"--listen {text}: expected HOST:PORT")
-    return host, int(port)
+    """Host and port."""
+    try:
+        return endpoint(text)
+    except ValueError as error:
+        raise BadInput(f"--listen {text}: {error}") from None
 
 
 def _attend(run: "Run", run_dir: Path, began: float, as_json: bool) -> int:

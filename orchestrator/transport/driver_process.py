@@ -141,11 +141,23 @@ class DriverProcess:
             self._changed.notify_all()
 
     async def _run(self) -> Outcome:
-        run_dir = Path(self.assignment.run_dir)
+        """The channel first: a run that cannot have one leaves nothing behind."""
         job = Job.model_validate_json(self.assignment.job)
+        channel = self._open_channel(self.assignment, job, self.record)
+        replaced = False
+        try:
+            return await self._drive(job, channel)
+        except (LeaseHeld, LeaseLost):
+            replaced = True  # the silos' processes serve the other driver
+            raise
+        finally:
+            if not replaced:
+                channel.close()
+
+    async def _drive(self, job: Job, channel: Channel) -> Outcome:
+        run_dir = Path(self.assignment.run_dir)
         mirror = open_mirror(self.assignment.mirror, run_dir) if self.assignment.mirror else None
         self._prepare(run_dir, job)
-        channel = self._open_channel(self.assignment, job, self.record)
         store = Store(run_dir, mirror, keep=job.keep.newest)
         owner = f"siloray driver of {self.assignment.run_id}"
         driver = Driver(job, channel, store, self.assignment.run_id, self._observe, owner=owner)
@@ -160,7 +172,6 @@ class DriverProcess:
             write_summary(run_dir)
         if mirror is not None:
             mirror.push_notes()
-        channel.close()
         return outcome
 
     def _prepare(self, run_dir: Path, job: Job) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -37,11 +38,32 @@ class Door:
     credentials: str
     """Folder of the driver's certificate and keys."""
 
+    def check(self, job: Job) -> Credentials:
+        """The driver's, with which every silo of the job can come in here. Raises `BadInput`."""
+        credentials = Credentials.load(Path(self.credentials))
+        check_members(job.silos, credentials)
+        check_free(self.host, self.port)
+        return credentials
+
     def open(self, job: Job, record: Observer) -> FlightChannel:
         """Raises `BadInput`."""
-        credentials = Credentials.load(Path(self.credentials))
+        credentials = self.check(job)
         listen, refusals = (self.host, self.port), Refusals(record)
         return FlightChannel(job.silos, credentials, listen, job.rounds.patience_s, refusals)
+
+
+def check_free(host: str, port: int) -> None:
+    """`BadInput` where nobody can listen; gRPC would say the same, in many lines of its own."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise BadInput(f"{host}:{port}: cannot listen here ({error.strerror})") from None
 
 
 class Refusals:
@@ -134,11 +156,11 @@ def start(
 ) -> ServedRun:
     """Drive the unfinished run of this very job, or a new one. ``runs_dir`` may be the URI of a folder in a store.
     Raises `BadInput`, `CannotGoOn`."""
-    check_members(job.silos, Credentials.load(Path(door.credentials)))
     found = place(str(runs_dir), None if new else job.digest, run_id)
     run_dir = Path(found.folder) / (found.run_id or new_id(job))
     if has_driver(run_dir):
         raise CannotGoOn(f"{run_dir.name} is being driven by another process on this machine")
+    door.check(job)
     assignment = Assignment(
         run_id=run_dir.name,
         run_dir=str(run_dir),
