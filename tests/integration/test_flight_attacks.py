@@ -25,7 +25,7 @@ import pyarrow.flight as fl
 import pytest
 
 from orchestrator.core.errors import BadInput
-from orchestrator.core.messages import Ping, Reply, Request, Stop, Train
+from orchestrator.core.messages import Join, Ping, Reply, Request, Stop, Train
 from orchestrator.job import Job
 from orchestrator.store import Store
 from orchestrator.summary import read_summary
@@ -40,7 +40,9 @@ from orchestrator.transport.served import Refusals
 from orchestrator.transport.wire import CONTEXT, MAX_BODY, MAX_HEADER, WireError, decode, encode
 from orchestrator.transport.wire_messages import kind_of, text_of
 from silos.agent import Agent
+from silos.configured_site import ConfiguredSite
 from silos.silo import Silo
+from silos.site import Site
 from silos.workplace import InThread
 from tests.support import frames
 from tests.support.consortium import LIMIT_S, Consortium, until
@@ -48,6 +50,7 @@ from tests.support.federation import absent, federate
 from tests.support.frames import column, flipped, header, regions, seal, stream
 from tests.support.quadratic import job_of, problems, silo_makers, sites
 from tests.support.scratch import scratch
+from tests.support.served import audit_of, listening
 
 TOTAL = 4
 SILOS = ("s0", "s1", "s2")
@@ -95,6 +98,9 @@ class Live:
         self.allowed: float = 0
         """The newest version that may be trained from."""
         self.agents: dict[str, Agent] = {}
+        self._dialling: dict[str, threading.Lock] = {}
+        self._kept: set[str] = set()
+        """Silos whose line a test has: their agents must not dial a new one meanwhile."""
         self.said: list[str] = []
         self.channel: Any = None
 
@@ -119,7 +125,25 @@ class Live:
     def join(self, silo: str) -> None:
         agent = Agent(silo, self.uri, self.consortium.of(silo), InThread(self.makers[silo]), self.said.append)
         self.agents[silo] = agent
+        self._dialling[silo] = threading.Lock()
+        dial = agent._line._dial
+
+        def in_turn(attempt: int) -> None:
+            with self._dialling[silo]:
+                if not agent._line.closed:
+                    dial(attempt)
+
+        agent._line._dial = in_turn  # type: ignore[method-assign]
         threading.Thread(target=agent.run, daemon=True).start()
+
+    def keep_from_dialling(self, silo: str) -> None:
+        if silo not in self._kept:
+            self._dialling[silo].acquire()
+            self._kept.add(silo)
+
+    def let_dial(self) -> None:
+        while self._kept:
+            self._dialling[self._kept.pop()].release()
 
     @property
     def version(self) -> int:
@@ -134,11 +158,13 @@ class Live:
         assert self.process.outcome() is None, self.process.outcome()
 
     def finish(self) -> "Ended":
+        self.let_dial()
         self.allowed = math.inf
         until(lambda: self.process.outcome())
         return Ended(self)
 
     def close(self) -> None:
+        self.let_dial()
         self.allowed = math.inf
         self.process.stop(now=True)
         until(lambda: self.process.outcome())
@@ -252,10 +278,11 @@ class Member(Raw):
         return str(content["session"])
 
     def take_line_of(self, agent: Agent) -> None:
-        """In the name of the agent's incarnation, so that nothing is lost by it; while it works and waits."""
+        """In the name of the agent's incarnation, so that nothing is lost by it; while it works and waits. It has the
+        line back when `Live.let_dial` says so."""
         box = self.live.channel._boxes[agent.name]
         until(lambda: any(box.find(id) for id in list(agent._held)))
-        time.sleep(0.05)  # it polls
+        self.live.keep_from_dialling(agent.name)
         self.session = self.challenged()
         assert self.send(self.frame("hello", agent._hello()))[0] == "answer"
 
@@ -264,9 +291,6 @@ class Member(Raw):
         end = time.monotonic() + LIMIT_S
         while time.monotonic() < end:
             _, content = self.send(self.frame("next", {"held": []}))
-            if content.get("code") == "session":
-                self.take_line_of(self.live.agents[self.name])
-                continue
             found = [each for each in content["requests"] if each["kind"] == kind]
             if found:
                 text = json.loads(found[0]["text"])
@@ -363,6 +387,27 @@ def test_a_member_cannot_speak_for_another() -> None:
         assert {("s1", "identity"), ("s1", "signature")} <= well(live).turned_away()
 
 
+def test_another_ca_that_the_driver_trusts_cannot_make_a_silo_of_ours() -> None:
+    """An organisation's own CA certifies its silo; for another's name it lacks that silo's signing key."""
+    with scratch() as folder:
+        live = Live(folder, job())
+        forged = Authority.create(folder / "another", "another").issue_silo("s0")
+        ours, theirs = live.consortium.folder / "driver/ca.pem", folder / "another/ca.pem"
+        ours.write_bytes(ours.read_bytes() + theirs.read_bytes())
+        live.start()
+        try:
+            live.until_version(1)
+            s0 = Member(live, "s0")
+            s0.client = Raw(live, forged).client
+            assert s0.challenged(), "TLS lets its certificate in, for who has the key that the roster names"
+            s0.own = replace(s0.own, signing_key=Credentials.load(forged).signing_key)
+            for kind in ("challenge", "hello", "next", "reply", "part", "model"):
+                assert s0.refused(s0.frame(kind, {})) == "signature"
+            assert ("s0", "signature") in well(live).turned_away()
+        finally:
+            live.close()
+
+
 def test_the_summary_says_who_was_turned_away() -> None:
     with running() as live:
         s1 = Member(live, "s1")
@@ -457,6 +502,7 @@ def test_what_was_said_before_counts_for_nothing() -> None:
         hello = s0.frame("hello", live.agents["s0"]._hello())
         assert s0.send(hello)[0] == "answer" and s0.refused(hello) == "replay"
         later = s0.frame("next", {"held": []})
+        live.let_dial()
         until(lambda: s0.refused(said) == "session")  # the agent has dialled anew
         assert s0.refused(hello) == "session" and s0.refused(later) == "session", "though nobody saw this one"
         begun = s0.challenged()
@@ -486,14 +532,13 @@ def test_an_answer_to_another_run_or_to_an_older_driver_is_refused_and_the_right
 
 def hijacked(live: Live, attack: Callable[[dict[str, Any]], tuple[str, Any, Mapping[str, Any]]]) -> str:
     """Answer a training of s0 in its agent's place; the code with which that was refused."""
-    while True:
-        s0 = Member(live, "s0")
-        s0.take_line_of(live.agents["s0"])
-        asked = s0.asked()
-        kind, content, arrays = attack(asked)
-        code = s0.refused(s0.frame(kind, {"request": asked["id"], **content}, arrays))
-        if code != "session":  # else the agent took its line back
-            return code
+    s0 = Member(live, "s0")
+    s0.take_line_of(live.agents["s0"])
+    asked = s0.asked()
+    kind, content, arrays = attack(asked)
+    code = s0.refused(s0.frame(kind, {"request": asked["id"], **content}, arrays))
+    live.let_dial()
+    return code
 
 
 def assert_as_if_absent(live: Live, code: str) -> None:
@@ -637,9 +682,9 @@ def refusal_at_dialling(door: Any, consortium: Consortium) -> str:
     return said[0]
 
 
-def serve_once(door: Any, consortium: Consortium) -> None:
+def serve_once(door: Any, consortium: Consortium, site: Site | None = None) -> None:
     """An agent of s0 does what the door asks until it says that the run has ended."""
-    site = sites(problems(1), consortium.folder)["s0"]
+    site = site or sites(problems(1), consortium.folder)["s0"]
     uri = f"grpc+tls://127.0.0.1:{door.port}"
     agent = Agent("s0", uri, consortium.of("s0"), InThread(lambda: Silo(site)))
     thread = threading.Thread(target=agent.run, args=(True,), daemon=True)
@@ -721,8 +766,17 @@ def test_a_silos_certificate_is_none_for_a_driver(consortium: Consortium) -> Non
         assert "cannot be reached" in refusal_at_dialling(door, consortium)
 
 
-def test_a_silo_refuses_an_older_driver(consortium: Consortium) -> None:
-    asked = [Ping(run_id="run", epoch=5), Ping(run_id="run", epoch=4), Stop(run_id="run", epoch=4)]
+def test_a_silo_refuses_an_older_driver_and_tells_its_owner(
+    consortium: Consortium, heart_silos: Path, slow_job: Callable[..., Job]
+) -> None:
+    """Whatever that one asks, and also when it asks for a training in a run that the silo has joined."""
+    work, run = slow_job(), {"run_id": "run"}
+    asked: list[Request] = [
+        Join(**run, epoch=5, job=work.model_dump_json(), job_digest=work.digest),
+        Ping(**run, epoch=4),
+        Stop(**run, epoch=4),
+        Train(**run, epoch=4, version=1, attempt=1, model=(), model_digest="m", counted=-1, inline=1 << 18),
+    ]
     replies: list[tuple[str, Any]] = []
     given: list[int] = []
 
@@ -735,16 +789,19 @@ def test_a_silo_refuses_an_older_driver(consortium: Consortium) -> None:
         if frame.header.kind == "next" and at < len(asked) and at not in given:
             given.append(at)
             about = {"run_id": asked[at].run_id, "epoch": asked[at].epoch}
+            about |= {"model": asked[at].model} if isinstance(asked[at], Train) else {}
             told = [{"id": str(at), "kind": kind_of(asked[at]), "text": text_of(asked[at]), **about}]
         return Answer({"requests": told, "restart": False, "ended": at == len(asked)})
 
+    document = heart_silos / "va.yaml"
     with scripted(consortium, handle) as door:
-        serve_once(door, consortium)
+        serve_once(door, consortium, ConfiguredSite(document))
     assert [(kind, text.get("code")) for kind, text in replies] == [
-        ("Progress", None),
-        ("Refused", "fenced"),
-        ("Refused", "fenced"),
+        ("Joined", None),
+        *[("Refused", "fenced")] * 3,
     ]
+    audit = audit_of(document.parent / ".siloray/va/audit.jsonl", "refused")
+    assert {(line["run"], line["code"]) for line in audit} == {("run", "fenced")}
 
 
 GOOD = {"requests": [], "restart": False, "ended": True}
@@ -771,8 +828,11 @@ ASKED = {"id": "1", "run_id": "r", "epoch": 1}
     ids=repr,
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_agent_outlives_what_a_driver_asks(consortium: Consortium, content: Any) -> None:
+def test_an_agent_outlives_what_a_driver_asks(
+    consortium: Consortium, content: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A driver can only ask, and ask nonsense."""
+    monkeypatch.setattr("silos.agent.REFUSED_S", 0.1)
     asked: list[str] = []
 
     def handle(member: Any, session: Any, frame: Any) -> Answer:
@@ -896,23 +956,7 @@ def test_a_reply_that_is_no_message_is_a_refusal(trap: Path) -> None:
 
 def test_a_silo_listens_to_nobody() -> None:
     """What is not asked through the line cannot be asked: the only port that a run opens is the driver's."""
-    before = listening()
+    before = listening(os.getpid())
     with running() as live:
-        assert listening() - before == {live.channel.port}
+        assert listening(os.getpid()) - before == {live.channel.port}
         well(live)
-
-
-def listening() -> set[int]:
-    """TCP ports that this process listens on (servers of other tests among them)."""
-    own = {
-        os.readlink(each)
-        for each in Path("/proc/self/fd").iterdir()
-        if each.is_symlink() and os.path.lexists(each)
-    }
-    ports = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
-                ports.add(int(fields[1].rpartition(":")[2], 16))
-    return ports
