@@ -89,7 +89,7 @@ def incidents(summary: Mapping[str, Any]) -> list[str]:
     declined = [
         f"takes no part: {each['silo']}: {each['code']}: {each['reason']}" for each in summary["declined"]
     ]
-    busy = [f"joined later: {each['silo']}: {each['reason']}" for each in summary["busy"]]
+    busy = [f"did not join at once: {each['silo']}: {each['reason']}" for each in summary["busy"]]
     return refused + declined + busy + lost + [_turned_away(each) for each in summary["turned_away"]]
 
 

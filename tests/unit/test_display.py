@@ -171,6 +171,19 @@ def test_waiting_says_for_whom_why_and_how_long() -> None:
     waiting = event("waiting", version=1, silos=["va"], why="the round\nneeds it", until_s=600)
     assert sentence(waiting, begun()) == "waiting for va: the round needs it; gives up in 10 min 00 s"
     assert sentence(event("update_arrived", silo="va", version=0, staleness=0), begun()) == ""
+    why = "the round needs it; va is closed until Mon 20:00 (Europe/Zurich)"
+    closed = event("waiting", version=1, silos=["va"], why=why, until_s=None)
+    assert sentence(closed, begun()) == f"waiting for va: {why}", "as long as it takes"
+
+
+def test_a_silo_that_is_closed_says_until_when() -> None:
+    view, closed = begun(), "va is closed until\nMon 20:00 (Europe/Zurich)"
+    busy = event("silo_busy", silo="va", reason=closed)
+    view.fold(busy)
+    assert view.silos["va"].state == "starting" and "Mon 20:00" in view.silos["va"].says
+    assert sentence(busy, view) == "va will join later: va is closed until Mon 20:00 (Europe/Zurich)"
+    view.fold(round_opened(1, "cleveland", "va"))
+    assert "Mon 20:00" in view.silos["va"].says, "until it joins"
 
 
 def test_json_lines_are_the_events_themselves(capsys: pytest.CaptureFixture[str]) -> None:
