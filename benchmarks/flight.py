@@ -1,16 +1,20 @@
 """Bytes per second between a driver and a silo that dials out, against raw Arrow Flight between the same processes.
 
-    python -m benchmarks.flight [86 ...] [--repeats 7] [--json FILE]
+    python -m benchmarks.flight [86 ...] [--repeats 7] [--json FILE] [--line 1gbit]
 
 Both speak mutual TLS with the same certificates over loopback, and both sides end with the numbers in an array of
 their own. Raw: one ``DoPut`` / ``DoGet`` stream of batches of 4 MB. Siloray: signed frames with their digests checked,
-chunks of 4 MB, the silo's mailbox, the driver's blocks.
+chunks of 4 MB, the silo's mailbox, the driver's blocks. ``--line`` makes loopback as slow as a line between
+organisations (in a network namespace of its own: Linux, root); without it nothing limits the two ends but the cores
+that they share.
 """
 
 import argparse
 import asyncio
 import json
 import multiprocessing as mp
+import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -204,12 +208,25 @@ async def _timed(channel: FlightChannel, raw: Raw, pipe: Any, size: int, repeats
     return {name: measure.timing(taken[1:]).__dict__ for name, taken in seconds.items()}
 
 
+SHAPED = 'ip link set lo up && tc qdisc add dev lo root tbf rate "$0" burst 1mb latency 50ms && exec "$@"'
+
+
+def over_line(rate: str, arguments: list[str]) -> None:
+    """This command again, where loopback has this rate."""
+    again = [sys.executable, "-m", "benchmarks.flight", *arguments]
+    os.execvp("unshare", ["unshare", "--net", "sh", "-c", SHAPED, rate, *again])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("millions", nargs="*", type=float, default=[11, 86])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--line", help="rate of the line, as tc writes it: 1gbit, 100mbit")
     given = parser.parse_args()
+    if given.line:
+        json_file = ["--json", str(given.json)] if given.json else []
+        over_line(given.line, [*map(str, given.millions), "--repeats", str(given.repeats), *json_file])
     found = [compare(millions, given.repeats) for millions in given.millions]
     for each in found:
         gb = each["parameters"] * 4 / 1e9
