@@ -19,20 +19,31 @@ NODE_FILE = "/etc/siloray/silo.yaml"
 
 
 class ConfiguredSite:
-    """Reads the document when it is made; torch and the data only when a job comes."""
+    """Reads the document when it is made, and again when it has changed; torch and the data only when a job comes."""
 
     def __init__(self, path: Path, foreign_driver: bool = False) -> None:
         """``foreign_driver``: the driver is another organisation's, also where the document has no ``connection``."""
         self.path, self._foreign_driver = path, foreign_driver
+        self._read_as = _stamp(path)
         self.config: SiloConfig = load_silo(path)
-        self._open: tuple[str, Any] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.config.name
+        self.name = self.config.name
+        self._open: tuple[DatasetConfig, Any] | None = None
 
     def review(self, job: Job) -> str | None:
+        """By the documents as they are now; raises `BadInput` where one cannot be read."""
+        self._read_anew()
         return review(job, self.config) or self._unapproved(job)
+
+    def _read_anew(self) -> None:
+        """What the policy says binds a run in hand; data and machine are opened anew when the silo joins a run."""
+        stamp = _stamp(self.path)
+        if stamp == self._read_as:
+            return
+        config = load_silo(self.path)
+        if config.name != self.name:
+            raise BadInput(f"{self.path}: names the silo '{config.name}', and this process is '{self.name}'")
+        self.config, self._read_as = config, stamp
+        self.guard.policy = config.policy
 
     def _unapproved(self, job: Job) -> str | None:
         if self.config.policy.approval == "none":
@@ -45,7 +56,7 @@ class ConfiguredSite:
 
     @property
     def own_folder(self) -> Path:
-        """What the silo writes: approvals, audit, state of runs."""
+        """What the silo writes: approvals, audit, ledger, state of runs."""
         return self._folder / ".siloray" / self.name
 
     def trainer(self, job: Job) -> Any:
@@ -82,7 +93,7 @@ class ConfiguredSite:
         return {split: len(data.rows(split)) for split in ("train", "test")}
 
     def state_folder(self, run_id: str) -> Path:
-        return self.own_folder / run_id
+        return self.own_folder / "runs" / run_id
 
     @cached_property
     def _folder(self) -> Path:
@@ -91,10 +102,19 @@ class ConfiguredSite:
     def _data(self, job: Job) -> Any:
         from silos.data import open_data
 
-        name = job.task.dataset
-        if self._open is None or self._open[0] != name:
-            self._open = name, open_data(self.config.datasets[name], self._folder)
+        dataset = self.config.datasets[job.task.dataset]
+        if self._open is None or self._open[0] != dataset:
+            self._open = dataset, open_data(dataset, self._folder)
         return self._open[1]
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Another one when the file has changed; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def site_here(name: str, path: str | None, foreign_driver: bool = False) -> ConfiguredSite:

@@ -1,35 +1,37 @@
 """The policy at every request: opening hours, time budget, largest update; and the record of what left."""
 
-import json
+import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
+
 from orchestrator.core.errors import BadInput
-from orchestrator.core.messages import Refused, Update
+from orchestrator.core.messages import Evaluate, Refused, Train, Update
 from orchestrator.core.printable import printable
 from orchestrator.core.random import seed_of
-from orchestrator.core.vector import Packet, blocks
+from orchestrator.core.repeats import Repeats
+from orchestrator.core.vector import Packet, Vector, blocks
 from orchestrator.job import Job
 from orchestrator.pipeline import CACHED
 from orchestrator.privacy.clip import squared_norm
 from silos import hours
-from silos.audit import Audit, write_private
+from silos.audit import Audit
 from silos.config import SiloConfig
+from silos.ledger import Ledger
 from silos.site import Code, Guard
 from silos.told import public, whole
 
-FIRST_JOINS = "first_joins.json"
-
 
 class PolicyGuard(Guard):
-    """What ``policy`` in ``silo.yaml`` says about the moment and the numbers, and the audit file."""
+    """What ``policy`` in ``silo.yaml`` says about the moment and the numbers, the audit file and the ledger."""
 
     def __init__(
         self,
@@ -39,96 +41,109 @@ class PolicyGuard(Guard):
         foreign_driver: bool = False,
     ) -> None:
         """``foreign_driver``: the driver is another organisation's, as wherever ``connection`` says whom to dial."""
-        self.name, self.policy, self.clock = config.name, config.policy, clock
+        self.name, self.clock = config.name, clock
+        self.policy = config.policy
+        """As the document says now."""
         self._foreign_driver = foreign_driver or config.connection is not None
         self.audit = Audit(folder)
-        self._windows = [hours.parse(each) for each in config.policy.opening_hours]
-        self._first_joins = folder / FIRST_JOINS
-        self._last_refusal: tuple[str, str, str] | None = None
-        self._last_error: tuple[str, str] | None = None
+        self._ledger = Ledger(folder, clock)
+        self._repeats = Repeats()
 
-    def closed(self, run_id: str, rounds: int = 0) -> tuple[Code, str] | None:
+    def closed(self, job: Job) -> tuple[Code, str] | None:
         self.audit.ready()
-        spent = self._spent(run_id, rounds)
+        spent = self._spent(job)
         if spent is not None:
             return "policy", spent
         shut = self._shut()
         return None if shut is None else ("busy", shut)
 
     def joined(self, run_id: str, job: Job) -> None:
-        self._begin(run_id)
+        self._ledger.join(job.digest)
         self.audit.write("joined", run=run_id, job=job.name, job_digest=job.digest)
-        self._last_refusal = None
+
+    def begins(self, job: Job, request: Train | Evaluate, state: Mapping[str, Vector]) -> str | None:
+        """``max_rounds`` different trainings of a job, and one evaluation more: of every version, and of the last."""
+        limit = self.policy.max_rounds
+        if limit is None:
+            return None
+        work = _identity(request, state)
+        if isinstance(request, Train):
+            if not self._ledger.begin(job.digest, "trained", work, limit):
+                return f"{self.name} allows {limit} trainings of a job (policy.max_rounds), and this one has had them"
+        elif not self._ledger.begin(job.digest, "evaluated", work, limit + 1):
+            most = f"{limit + 1} evaluations of a job (policy.max_rounds + 1)"
+            return f"{self.name} allows {most}, and this one has had them"
+        return None
 
     def leaving(self, job: Job, update: Update, packet: Packet) -> str | None:
         norm, most = _norm(job, update, packet), self.policy.max_update_norm
         if most is not None and not norm <= most:
             rule = f"lets no update leave whose norm is above {most:g} (policy.max_update_norm)"
             return f"{self.name} {rule}; this one has {norm:.6g}"
-        self.audit.write(
+        self.left(
             "update",
-            run=update.run_id,
+            update.run_id,
             version=update.version,
             attempt=update.attempt,
             model_digest=update.model_digest,
             norm=norm if math.isfinite(norm) else str(norm),
             bytes=update.packet_bytes,
         )
-        self._last_refusal = None
         return None
 
+    def left(self, what: str, run_id: str, **facts: Any) -> None:
+        self.audit.write(what, run=run_id, **facts)
+
     def refused(self, run_id: str, reply: Refused) -> None:
-        """Once where the driver asks again and again. Nothing leaves with a refusal, so a full disk is no obstacle."""
-        this = (run_id, reply.code, reply.reason)
-        if this != self._last_refusal:
-            self._last_refusal = this
-            with suppress(BadInput):
-                self.audit.write("refused", run=run_id, code=reply.code, reason=reply.reason)
+        self._write_seldom("refused", run_id, code=reply.code, reason=reply.reason)
 
     def told(self, run_id: str, error: Exception) -> str:
         """A driver of another organisation is told no value, no row and no path; the record and the console have
-        them, once where it asks again and again."""
-        this = (run_id, printable(whole(error)))
-        if self._foreign_driver and this != self._last_error:
-            self._last_error = this
-            logging.getLogger(__name__).warning("%s: %s", *this)
-            with suppress(BadInput):
-                self.audit.write("error", run=run_id, reason=this[1])
-        return public(error) if self._foreign_driver else whole(error)
+        them."""
+        if not self._foreign_driver:
+            return whole(error)
+        self._write_seldom("error", run_id, reason=printable(whole(error)))
+        return public(error)
+
+    def _write_seldom(self, event: str, run_id: str, **facts: str) -> None:
+        """Where the driver asks again and again, the first, tenth, hundredth time. Nothing leaves with a refusal, so a
+        full disk is no obstacle."""
+        times = self._repeats.told(event, *facts.values())
+        if times is None:
+            return
+        if event == "error":
+            logging.getLogger(__name__).warning("%s: %s", run_id, facts["reason"])
+        with suppress(BadInput):
+            self.audit.write(event, run=run_id, **facts, times=times)
 
     def _shut(self) -> str | None:
-        if not self._windows:
+        if not self.policy.opening_hours:
             return None
         zone = str(self.policy.timezone)
+        windows = [hours.parse(each) for each in self.policy.opening_hours]
         local = datetime.fromtimestamp(self.clock(), ZoneInfo(zone))
-        if hours.is_open(self._windows, local):
+        if hours.is_open(windows, local):
             return None
-        return f"{self.name} is closed until {hours.next_opening(self._windows, local)} ({zone})"
+        return f"{self.name} is closed until {hours.next_opening(windows, local)} ({zone})"
 
-    def _spent(self, run_id: str, rounds: int) -> str | None:
-        limit, most = self.policy.max_rounds, self.policy.max_hours
-        if limit is not None and rounds > limit:
-            return f"{self.name} allows {limit} rounds (policy.max_rounds), and is asked for round {rounds}"
-        began = self._read_joins().get(run_id) if most is not None else None
+    def _spent(self, job: Job) -> str | None:
+        most = self.policy.max_hours
+        began = self._ledger.first_join(job.digest) if most is not None else None
         if began is None or most is None or self.clock() - began < most * 3600:
             return None
         first = f"{datetime.fromtimestamp(began, UTC):%F %H:%M} UTC"
-        return f"{self.name} gave this run {most:g} hours (policy.max_hours), which began on {first}"
+        return f"{self.name} gave this job {most:g} hours (policy.max_hours), which began on {first}"
 
-    def _begin(self, run_id: str) -> None:
-        """Note when the run joined first; on disk, since a new process must not give it its hours again."""
-        joins = self._read_joins() if self.policy.max_hours is not None else {run_id: 0.0}
-        if run_id not in joins:
-            write_private(self._first_joins, json.dumps({**joins, run_id: self.clock()}, indent=1) + "\n")
 
-    def _read_joins(self) -> dict[str, float]:
-        try:
-            joins: dict[str, Any] = json.loads(self._first_joins.read_text(encoding="utf-8"))
-            return {run: float(began) for run, began in joins.items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, AttributeError):
-            raise BadInput(f"{self._first_joins}: not what siloray wrote; remove it to begin anew") from None
+def _identity(request: Train | Evaluate, state: Mapping[str, Vector]) -> str:
+    """Digest of all that the result depends on: the same again tells the driver nothing new."""
+    said = request.model_digest if isinstance(request, Train) else ""
+    digest = hashlib.sha256(f"{request.version} {said!r}".encode())
+    for vectors in (request.model, state):
+        for name in sorted(vectors):
+            digest.update(f"\0{name!r} {vectors[name].size}\0".encode())
+            digest.update(np.ascontiguousarray(vectors[name]).data)
+    return digest.hexdigest()[:32]
 
 
 def _norm(job: Job, update: Update, packet: Packet) -> float:

@@ -11,6 +11,10 @@ from orchestrator.job import Job, Transform
 from orchestrator.task import OwnTask, modules
 from silos.config import Policy, RequiredStep, SiloConfig
 
+_TELLS_NO_STEPS = ("fedavg", "fedprox")
+"""Strategies of which a report is the same function of the update, however many steps led to it. FedNova sends the
+number itself (as ``path``), and SCAFFOLD's two vectors differ by it."""
+
 
 def received(text: str) -> Job | None:
     """The job that a driver sent; None for what is no job here."""
@@ -45,11 +49,8 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
             f"this job may close with {job.policy.min_silos}: give rounds.min_updates: {policy.min_cohort}"
         )
     yield from _limits(job, policy, silo)
-    if not policy.share_counts and job.combine.weights == "examples":
-        yield (
-            f"{silo} keeps its number of rows to itself (policy.share_counts); use combine.weights: uniform, "
-            "or numbers that the silos agreed on"
-        )
+    if not policy.share_counts:
+        yield from _counts(job, silo)
 
 
 def _limits(job: Job, policy: Policy, silo: str) -> Iterator[str]:
@@ -61,6 +62,18 @@ def _limits(job: Job, policy: Policy, silo: str) -> Iterator[str]:
     for step in policy.require_privacy:
         if not any(_meets(each, step) for each in job.privacy):
             yield f"{silo} requires the privacy step '{step.name}'{_bound(step)} (require_privacy)"
+
+
+def _counts(job: Job, silo: str) -> Iterator[str]:
+    """What would tell the number of rows."""
+    keeps = f"{silo} keeps its number of rows to itself (policy.share_counts)"
+    if job.combine.weights == "examples":
+        yield f"{keeps}; use combine.weights: uniform, or numbers that the silos agreed on"
+    if job.local.steps is None and job.strategy.name not in _TELLS_NO_STEPS:
+        yield (
+            f"{keeps}; what '{job.strategy.name}' reports tells the number of steps: give local.steps, "
+            f"or use one of {_listed(_TELLS_NO_STEPS)}"
+        )
 
 
 def _meets(given: Transform, wanted: RequiredStep) -> bool:

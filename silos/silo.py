@@ -1,19 +1,18 @@
 """A silo: one entry point, `Silo.handle`, whoever carries the requests.
 
 Asked again for the version that it trained last, a silo returns the stored update without training. An update
-stays here until the driver has fetched it; it lies in the trainer's own memory while that is free.
+stays here until the driver has fetched it.
 """
 
-import platform
+import logging
 import re
 import threading
+import traceback
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import Any
-
-import numpy as np
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.faults import fault
@@ -23,7 +22,6 @@ from orchestrator.core.messages import (
     Fetch,
     Initial,
     Join,
-    Joined,
     Leave,
     Piece,
     Ping,
@@ -35,260 +33,262 @@ from orchestrator.core.messages import (
     Train,
     Update,
 )
-from orchestrator.core.vector import Layout, Packet, Vector
-from orchestrator.core.versions import versions
+from orchestrator.core.printable import printable
+from orchestrator.core.vector import Packet, Vector
 from orchestrator.job import Job
 from orchestrator.pipeline import outgoing
+from silos.outbox import Outbox
 from silos.policy import received
-from silos.site import Cancelled, Order, Site, Trained, Trainer
+from silos.run import Run
+from silos.signs import Signs
+from silos.site import Cancelled, Order, Site, Tick, Trainer
 from silos.state import Kept, SiloState
-
-KEPT_UPDATES = 2
-"""Updates kept for a driver that asks again after a crash; the newest, and one that it may not have folded."""
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """A run's state lies in a folder of this name, so it must not lead anywhere else."""
 
 BUSY_S = 60.0
 """A run that has not asked for anything for so long may be replaced by another."""
+LOOK_S = 10.0
+"""While the silo works, it asks so often whether it still may."""
 
 
 class Silo:
     """Holds one job at a time. `handle` may be called from several threads: `Fetch`, `Ping` and `Stop` are
     answered while another thread trains."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, site: Site, clock: Callable[[], float] = monotonic) -> None:
+        """``clock``: seconds, from any beginning."""
+        self.site, self.clock = site, clock
         self.incarnation = uuid.uuid4().hex[:12]
-        self._job: Job | None = None
-        self._joined: tuple[str, Joined] | None = None
-        self._trainer: Trainer | None = None
-        self._epoch: dict[str, int] = {}
-        self._outbox: dict[int, tuple[Update, Packet]] = {}
-        self._lock = threading.Lock()
+        self._run: Run | None = None
+        self._outbox = Outbox()
+        self._fencing = threading.Lock()
+        self._newest_driver = "", 0
         self._cancelled = threading.Event()
-        self._progress = ("idle", -1, 0, 0)
-        self._marks = 0
-        self._asked_at = 0.0
+        self._signs = Signs(clock)
+        self._asked_at = self._looked_at = clock()
 
     @property
     def name(self) -> str:
         return self.site.name
 
     def handle(self, request: Request) -> Reply:
-        """Answer; a refusal is an ordinary reply. Only a defect of ours raises."""
-        if not RUN_ID.fullmatch(request.run_id):
-            return self._refused("unknown", "no run has such an id")
-        reply = self._answer(request)
-        if isinstance(reply, Refused) and isinstance(request, Join | Initial | Train | Evaluate):
+        """Answer. A refusal is an ordinary reply, and so is what went wrong here; the silo keeps both on record."""
+        try:
+            reply = self._answer(request)
+        except Cancelled as ended:
+            reply = self._refused(ended.code, ended.reason)
+        except BadInput as error:
+            reply = self._refused("data", self.site.guard.told(request.run_id, error))
+        except Exception as error:  # in the task's own code, as a rule
+            lines = map(printable, traceback.format_exc().splitlines())
+            logging.getLogger(__name__).error("%s", "\n".join(lines))
+            reply = self._refused("failed", self.site.guard.told(request.run_id, error))
+        if isinstance(reply, Refused):
             self.site.guard.refused(request.run_id, reply)
         return reply
 
     def _answer(self, request: Request) -> Reply:
-        if request.epoch < self._epoch.get(request.run_id, 0):
+        if not RUN_ID.fullmatch(request.run_id):
+            return self._refused("unknown", "no run has such an id")
+        if self._outdated(request):
             return self._refused("fenced", f"driver epoch {request.epoch} was replaced by a newer driver")
-        self._epoch[request.run_id] = request.epoch
-        try:
-            return self._dispatch(request)
-        except BadInput as error:
-            return self._refused("data", self.site.guard.told(request.run_id, error))
-        except Cancelled:
-            return self._refused("cancelled", "the driver no longer wanted this work")
-
-    def _dispatch(self, request: Request) -> Reply:
+        run = self._run if self._run is not None and self._run.id == request.run_id else None
+        if run is not None:
+            self._asked_at = self.clock()
         match request:
             case Ping():
-                self._asked_at = monotonic()
                 return self._pong()
             case Stop():
-                self._cancelled.set()
+                if run is not None:
+                    self._cancelled.set()
                 return self._pong()
             case Join():
                 return self._join(request)
             case Leave():
                 return self._leave(request)
-        if self._trainer is None or self._joined is None or self._joined[0] != request.run_id:
-            return self._refused("job", "this process has not joined the run")
-        self._asked_at = monotonic()
+        return (
+            self._refused("job", "this process has not joined the run")
+            if run is None
+            else self._work(run, request)
+        )
+
+    def _work(self, run: Run, request: Request) -> Reply:
+        if isinstance(request, Fetch):
+            return self._fetch(request)
+        self._go_on(run)
         match request:
             case Initial():
-                return Piece(packet=dict(self._trainer.initial()))
+                self.site.guard.left("initial", request.run_id)
+                return Piece(packet=dict(run.trainer.initial()))
             case Train():
-                return self._closed(request, request.version + 1) or self._train(request, self._trainer)
-            case Fetch():
-                return self._fetch(request)
+                return self._train(request, run)
             case Evaluate():
-                return self._closed(request, request.version) or self._evaluate(request, self._trainer)
+                return self._evaluate(request, run)
         return self._refused("unknown", f"unknown request {type(request).__name__}")
 
+    def _outdated(self, request: Request) -> bool:
+        """Whether a newer driver has asked for anything in this run. Of a run that joined, a new process of the silo
+        knows it, too."""
+        state = self._state(request)
+        with self._fencing:
+            known = state.epoch
+            newest = max(known or 0, self._newest(request))
+            if request.epoch < newest:
+                return True
+            self._newest_driver = request.run_id, request.epoch
+            if known is not None and request.epoch > known:
+                state.fence(request.epoch)
+        return False
+
+    def _newest(self, request: Request) -> int:
+        """Epoch of the newest driver that asked lately, if that was in this run."""
+        run_id, epoch = self._newest_driver
+        return epoch if run_id == request.run_id else 0
+
+    def _permit(self, job: Job) -> None:
+        """The organisation's word as it is now; raises `Cancelled` where that is no. Its documents may have changed,
+        its hours may be over."""
+        reason = self.site.review(job)
+        refusal = ("policy", reason) if reason is not None else self.site.guard.closed(job)
+        if refusal is not None:
+            raise Cancelled(*refusal)
+        self._looked_at = self.clock()
+
+    def _go_on(self, run: Run) -> None:
+        """As `_permit`, for the run in hand."""
+        self._permit(run.job)
+        if self.site.counts(run.trainer) != run.num_examples:
+            raise Cancelled("job", "its policy on numbers of rows has changed: join again")
+
     def _join(self, request: Join) -> Reply:
-        if self._joined and self._joined[0] == request.run_id and self._job_digest == request.job_digest:
-            return self._closed(request) or self._joined[1]
-        if self._joined and self._joined[0] != request.run_id and monotonic() - self._asked_at < BUSY_S:
-            return self._refused("busy", f"works for the run {self._joined[0]}")
+        run = self._run
+        if run is not None and run.id != request.run_id and self.clock() - self._asked_at < BUSY_S:
+            return self._refused("busy", f"works for the run {run.id}")
         job = received(request.job)
         if job is None:
             return self._refused("job", "the job's text is no job here: other Siloray version?")
         if job.digest != request.job_digest:
             return self._refused("job", "the job's digest does not fit its text: other Siloray version?")
-        reason = self.site.review(job)
-        if reason is not None:
-            return self._refused("policy", reason)
-        closed = self._closed(request)
-        if closed is not None:
-            return closed
-        self._mark("loading", -1, 0, 0)
-        trainer = self.site.trainer(job)
-        description = self._describe(job, trainer)
-        self.site.guard.joined(request.run_id, job)
-        self._job, self._trainer, self._outbox = job, trainer, {}
-        self._joined = request.run_id, description
-        self._asked_at = monotonic()
-        self._mark("idle", -1, 0, 0)
-        return self._joined[1]
+        self._permit(job)
+        if run is not None and (run.id, run.job.digest) == (request.run_id, job.digest):
+            trainer = run.trainer
+        else:
+            trainer = self._opened(request, job)
+        run = Run.of(request.run_id, job, self.site, trainer)
+        joined = run.joined(self.incarnation)
+        self._signs.tells_counts = bool(run.num_examples)
+        self._run, self._asked_at = run, self.clock()
+        return joined
 
-    def _closed(self, request: Request, rounds: int = 0) -> Refused | None:
-        closed = self.site.guard.closed(request.run_id, rounds)
-        return None if closed is None else self._refused(*closed)
+    def _opened(self, request: Join, job: Job) -> Trainer:
+        """Of a job that is new here; what was in hand is dropped."""
+        self._signs.mark("loading", -1)
+        trainer = self.site.trainer(job)
+        self.site.guard.joined(request.run_id, job)
+        with self._fencing:
+            state = self._state(request)
+            state.fence(max(request.epoch, self._newest(request), state.epoch or 0))
+        self._outbox.make_room()
+        self._signs.mark("idle", -1)
+        return trainer
 
     def _leave(self, request: Leave) -> Reply:
-        if self._joined and self._joined[0] == request.run_id:
-            self._joined, self._trainer, self._job = None, None, None
-            with self._lock:
-                self._outbox = {}
-        if request.finished:
-            SiloState(self.site.state_folder(request.run_id)).forget()
+        if self._run is not None and self._run.id == request.run_id:
+            self._run = None
+            self._outbox.make_room()
+        state = self._state(request)
+        if request.finished and state.epoch is not None:
+            state.forget()
         return self._pong()
 
-    def _describe(self, job: Job, trainer: Trainer) -> Joined:
-        return Joined(
-            silo=self.name,
-            incarnation=self.incarnation,
-            schema_digest=trainer.schema_digest,
-            num_parameters=trainer.num_parameters,
-            num_shared=trainer.num_shared,
-            num_examples=self.site.counts(trainer),
-            fingerprint=self.site.fingerprint(job),
-            device=trainer.device,
-            node=platform.node(),
-            model=trainer.describe(),
-            versions=versions(),
-        )
+    def _state(self, request: Request) -> SiloState:
+        return SiloState(self.site.state_folder(request.run_id))
 
-    @property
-    def _job_digest(self) -> str:
-        return self._job.digest if self._job else ""
-
-    def _train(self, request: Train, trainer: Trainer) -> Reply:
+    def _train(self, request: Train, run: Run) -> Reply:
         stored = self._outbox.get(request.version)
         if stored and stored[0].model_digest == request.model_digest:
             again = replace(stored[0], attempt=request.attempt, epoch=request.epoch)
-            return self._reply(again, stored[1], request)
-        assert self._job is not None
+            return self._reply(again, stored[1], request, run)
         self._cancelled.clear()
-        self._make_room(request.keep)
-        state = SiloState(self.site.state_folder(request.run_id))
-        vectors = state.after(request.counted)
-        trained = trainer.train(self._order(request, vectors))
+        self._outbox.make_room(request.keep)
+        state = self._state(request)
+        vectors = self._begun(request, run, state)
+        trained = run.trainer.train(self._order(request, run, vectors))
         fault("silo.trained")
         began = perf_counter()
         kept = Kept(vectors, "codec", sum(part.size for part in trained.parts.values()))
-        packet = outgoing(self._job, self.name, request.version, trained.parts, kept)
+        packet = outgoing(run.job, self.name, request.version, trained.parts, kept)
         state.save(request.version, vectors, request.counted)
-        update = self._update(request, trained, packet, perf_counter() - began)
-        reply = self._reply(update, packet, request)
+        update = run.update(request, trained, packet, perf_counter() - began)
+        reply = self._reply(update, packet, request, run)
         if isinstance(reply, Update):
-            with self._lock:
-                self._outbox[request.version] = (update, packet)
-        self._mark("idle", request.version, 0, 0)
+            self._outbox.put(update, packet)
+        self._signs.mark("idle", request.version)
         fault("silo.replied")
         return reply
 
-    def _update(self, request: Train, trained: Trained, packet: Packet, pack_s: float) -> Update:
-        assert self._job is not None
-        layout = Layout.of(trained.parts)
-        return Update(
-            silo=self.name,
-            run_id=request.run_id,
-            epoch=request.epoch,
-            version=request.version,
-            attempt=request.attempt,
-            model_digest=request.model_digest,
-            job_digest=self._job.digest,
-            layout=tuple(zip(layout.names, layout.sizes, strict=True)),
-            weight=self._job.combine.weight(self.name, trained.num_examples),
-            num_examples=trained.num_examples,
-            num_steps=trained.num_steps,
-            scalars=trained.scalars,
-            metrics=self.site.release(trained.metrics),
-            train_metrics=self.site.release(trained.train_metrics),
-            seconds={**trained.seconds, "pack": pack_s},
-            packet_bytes=sum(array.nbytes for array in packet.values()),
-        )
+    def _begun(self, request: Train | Evaluate, run: Run, state: SiloState) -> dict[str, Vector]:
+        """The private state to work from, once the organisation has recorded that the work begins."""
+        vectors = state.after(request.counted)
+        reason = self.site.guard.begins(run.job, request, vectors)
+        if reason is not None:
+            raise Cancelled("policy", reason)
+        return vectors
 
-    def _reply(self, update: Update, packet: Packet, request: Train) -> Update | Refused:
+    def _reply(self, update: Update, packet: Packet, request: Train, run: Run) -> Update | Refused:
         """The update, once the organisation has recorded that it leaves; or that it must not."""
-        assert self._job is not None
-        reason = self.site.guard.leaving(self._job, update, packet)
+        self._go_on(run)
+        reason = self.site.guard.leaving(run.job, update, packet)
         if reason is not None:
             return self._refused("policy", reason)
         return replace(update, packet=packet) if update.size <= request.inline else update
 
-    def _make_room(self, keep: Iterable[int]) -> None:
-        """The next training reuses the trainer's memory: copy out what the driver has not fetched yet."""
-        with self._lock:
-            wanted = sorted(set(keep) & self._outbox.keys())[-KEPT_UPDATES:]
-            self._outbox = {version: self._owned(version) for version in wanted}
-
-    def _owned(self, version: int) -> tuple[Update, Packet]:
-        update, packet = self._outbox[version]
-        return update, {name: np.array(array) for name, array in packet.items()}
-
     def _fetch(self, request: Fetch) -> Reply:
-        with self._lock:
-            found = self._outbox.get(request.version)
+        found = self._outbox.get(request.version)
         if found is None:
             return self._refused("unknown", f"no update of version {request.version} is kept here")
-        self._marks += 1
+        self._signs.moved()
         return Piece(packet={name: array[request.start : request.stop] for name, array in found[1].items()})
 
-    def _evaluate(self, request: Evaluate, trainer: Trainer) -> Reply:
+    def _evaluate(self, request: Evaluate, run: Run) -> Reply:
         began = perf_counter()
         self._cancelled.clear()
-        self._make_room(())  # the version to evaluate is durable with all that is in it
-        vectors = SiloState(self.site.state_folder(request.run_id)).after(request.counted)
-        metrics = self.site.release(trainer.evaluate(self._order(request, vectors)))
-        self._mark("idle", request.version, 0, 0)
+        self._outbox.make_room()  # the version to evaluate is durable with all that is in it
+        vectors = self._begun(request, run, self._state(request))
+        metrics = self.site.release(run.trainer.evaluate(self._order(request, run, vectors)))
+        self._signs.mark("idle", request.version)
+        self._go_on(run)
+        self.site.guard.left("evaluated", request.run_id, version=request.version, metrics=", ".join(metrics))
         return Evaluated(
             silo=self.name, version=request.version, metrics=metrics, seconds=perf_counter() - began
         )
 
-    def _order(self, request: Train | Evaluate, state: dict[str, Vector]) -> Order:
-        tick = self._tick(request.version)
+    def _order(self, request: Train | Evaluate, run: Run, state: dict[str, Vector]) -> Order:
+        tick = self._tick(request.version, run)
         return Order(version=request.version, received=request.model, state=state, tick=tick)
 
-    def _tick(self, version: int) -> Any:
+    def _tick(self, version: int, run: Run) -> Tick:
         def tick(phase: str, done: int, total: int) -> None:
             if self._cancelled.is_set():
                 raise Cancelled
-            self._mark(phase, version, done, total)
+            if self.clock() - self._looked_at >= LOOK_S:
+                self._go_on(run)
+            self._signs.mark(phase, version, done, total)
 
         return tick
 
-    def _mark(self, phase: str, version: int, done: int, total: int) -> None:
-        self._progress = (phase, version, done, total)
-        self._marks += 1
-
     def _pong(self) -> Progress:
-        phase, version, done, total = self._progress
+        signs = self._signs
         return Progress(
             silo=self.name,
             incarnation=self.incarnation,
-            phase=phase,
-            version=version,
-            num_steps=done,
-            total_steps=total,
-            marks=self._marks,
+            phase=signs.phase,
+            version=signs.version,
+            num_steps=signs.num_steps,
+            total_steps=signs.total_steps,
+            marks=signs.marks,
         )
 
     def _refused(self, code: Any, reason: str) -> Refused:

@@ -1,11 +1,11 @@
 """What a silo needs from the place where it runs: its policy, its data and its trainer."""
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from orchestrator.core.messages import Refused, Update
+from orchestrator.core.messages import Evaluate, Refused, Train, Update
 from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Packet, Parts, Vector
 from orchestrator.job import Job
@@ -18,7 +18,14 @@ Tick = Callable[[str, int, int], None]
 
 
 class Cancelled(Exception):
-    """The driver no longer wants the work in hand."""
+    """The work in hand ends without a result. ``code`` and ``reason`` of the refusal that answers for it: the driver
+    no longer wants it, unless something else is said."""
+
+    def __init__(
+        self, code: str = "cancelled", reason: str = "the driver no longer wanted this work"
+    ) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,18 +78,27 @@ class Trainer(Protocol):
 
 
 class Guard:
-    """The organisation's word at every request, and its record of them. This one has no rules and keeps none."""
+    """The organisation's word on the moment and on what leaves, and its record of them. This one has no rules and
+    keeps none."""
 
-    def closed(self, run_id: str, rounds: int = 0) -> tuple[Code, str] | None:
-        """Why the silo does not work now on the run's so many rounds: a code and a sentence."""
+    def closed(self, job: Job) -> tuple[Code, str] | None:
+        """Why the silo does not work on the job now: a code and a sentence."""
         return None
 
     def joined(self, run_id: str, job: Job) -> None:
         """The silo takes part; raises `BadInput` when that cannot be recorded."""
 
+    def begins(self, job: Job, request: Train | Evaluate, state: Mapping[str, Vector]) -> str | None:
+        """Why this work must not begin from this private state; raises `BadInput` when it cannot be recorded that
+        it does."""
+        return None
+
     def leaving(self, job: Job, update: Update, packet: Packet) -> str | None:
         """Why this update must not leave; raises `BadInput` when it cannot be recorded that it does."""
         return None
+
+    def left(self, what: str, run_id: str, **facts: Any) -> None:
+        """Something else than an update leaves; raises `BadInput` when that cannot be recorded."""
 
     def refused(self, run_id: str, reply: Refused) -> None:
         """Keep on record that the silo refused."""
@@ -117,7 +133,7 @@ class Site(Protocol):
         ...
 
     def counts(self, trainer: Trainer) -> dict[str, int]:
-        """The numbers of examples that may leave."""
+        """The numbers of examples that may leave, by split; empty where none may."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a silo keeps between rounds: control variates, private layers. On its own disk, version by version.
+"""What a silo keeps of a run: control variates and private layers, version by version, and the newest driver's epoch.
 
 A training starts from the state that the silo's last update that *counted* left behind: asked for a version
 again, it gets the same bits, and an update that was lost, late or refused leaves no trace.
@@ -13,17 +13,33 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from orchestrator.core.errors import BadInput
 from orchestrator.core.vector import Vector
+from silos.audit import write_private
 
 KEEP = 3
 """Versions kept of those that count: a driver that resumes goes back by at most two."""
 
 
 class SiloState:
-    """Named vectors of one run at one silo, one file per version in which they changed."""
+    """Of one run at one silo: named vectors, one file per version in which they changed; and the epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @property
+    def epoch(self) -> int | None:
+        """Of the newest driver that asked for anything; None for a run that was never joined. Raises `BadInput`."""
+        try:
+            return int(self._epoch_path.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            raise BadInput(f"{self._epoch_path}: not what siloray wrote; remove it to go on") from None
+
+    def fence(self, epoch: int) -> None:
+        """Drivers of an older epoch are over; durable before it returns. Raises `BadInput`."""
+        write_private(self._epoch_path, f"{epoch}\n")
 
     def after(self, version: int) -> dict[str, Vector]:
         """State that training this version left behind; of an older one where that changed nothing."""
@@ -53,6 +69,10 @@ class SiloState:
     def forget(self) -> None:
         """Remove all of it."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _epoch_path(self) -> Path:
+        return self.folder / "epoch"
 
     def _versions(self) -> list[int]:
         return sorted(int(path.stem.removeprefix("v")) for path in self.folder.glob("v*.safetensors"))

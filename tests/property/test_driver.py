@@ -429,10 +429,10 @@ def test_what_is_fetched_is_examined_as_well(
         def handle(self, request: Request) -> Reply:
             reply = self.silo.handle(request)
             if isinstance(request, Train) and request.version == 1 and isinstance(reply, Update):
-                made, packet = self.silo._outbox[1]
+                made, packet = self.silo._outbox.get(1)
                 bad = BENDS[what][1](replace(made, packet=packet))
                 assert isinstance(bad, Update)
-                self.silo._outbox[1] = (made, bad.packet)
+                self.silo._outbox.put(made, bad.packet)
             return reply
 
     ended = federate(fault_job("scaffold"), {**makers, "s1": BendsStore}, tmp_path)

@@ -2,39 +2,31 @@
 
 import json
 import os
-from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
 
-from orchestrator.core.messages import Evaluate, Fetch, Join, Joined, Leave, Ping, Refused, Train, Update
+from orchestrator.core.messages import Fetch, Initial, Join, Joined, Leave, Ping, Refused, Stop, Update
 from silos import audit as audit_module
 from silos.audit import Audit
-from silos.config import SiloConfig
-from silos.guard import PolicyGuard
 from silos.silo import Silo
-from tests.support.quadratic import PlainSite, job_of, problems
-
-RUN: dict[str, Any] = {"run_id": "run", "epoch": 1}
-MODEL = {"params": np.ones(5, np.float32)}
-JOB = job_of(["s0", "s1"], total=3)
-
-
-class Clock:
-    """Time that the test sets: in Zurich, in June 2026 (the 1st is a Monday)."""
-
-    def __init__(self) -> None:
-        self.set(1, 12)
-
-    def set(self, day: int, hour: int) -> None:
-        self.now = datetime(2026, 6, day, hour, tzinfo=ZoneInfo("Europe/Zurich")).timestamp()
-
-    def __call__(self) -> float:
-        return self.now
+from silos.site import Order, Trained
+from tests.support.guarded import (
+    JOB,
+    NIGHTS,
+    RUN,
+    Clock,
+    evaluate,
+    guarded,
+    join,
+    lines,
+    refusal,
+    train,
+)
+from tests.support.quadratic import PlainSite, QuadraticTrainer, problems
 
 
 @pytest.fixture
@@ -45,42 +37,6 @@ def clock() -> Clock:
 @pytest.fixture
 def site(tmp_path: Path) -> PlainSite:
     return PlainSite("s0", problems()["s0"], tmp_path)
-
-
-def guarded(site: PlainSite, clock: Clock, **policy: Any) -> Silo:
-    """A new process of the silo, under this policy."""
-    config = SiloConfig.model_validate(
-        {"name": site.name, "datasets": {"none": {"path": "x"}}, "policy": policy}
-    )
-    site.guard = PolicyGuard(config, site.folder / "own", clock)
-    return Silo(site)
-
-
-def join(**header: Any) -> Join:
-    return Join(**{**RUN, **header}, job=JOB.model_dump_json(), job_digest=JOB.digest)
-
-
-def train(version: int = 0, **given: Any) -> Train:
-    known = {"attempt": 1, "model": MODEL, "model_digest": "m", "counted": version - 1, "inline": 100}
-    return Train(**{**RUN, **known, "version": version, **given})
-
-
-def evaluate(version: int) -> Evaluate:
-    return Evaluate(**RUN, version=version, model=MODEL, counted=version - 1)
-
-
-def lines(site: PlainSite) -> list[dict[str, Any]]:
-    path = site.folder / "own" / "audit.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def refusal(reply: Any) -> tuple[str, str]:
-    assert isinstance(reply, Refused), reply
-    assert "\n" not in reply.reason
-    return reply.code, reply.reason
-
-
-NIGHTS = {"opening_hours": ["Mon-Fri 20:00-06:00"], "timezone": "Europe/Zurich"}
 
 
 def test_a_closed_silo_is_busy_and_says_until_when(site: PlainSite, clock: Clock) -> None:
@@ -99,7 +55,7 @@ def test_closing_time_in_the_middle_of_a_run(site: PlainSite, clock: Clock) -> N
     silo.handle(join())
     silo.handle(train())
     clock.set(2, 6)
-    for request in (train(1), evaluate(1), join()):
+    for request in (train(1), evaluate(1), join(), Initial(**RUN)):
         assert refusal(silo.handle(request)) == ("busy", "s0 is closed until Tue 20:00 (Europe/Zurich)")
     assert site.trained == [0]
     assert not isinstance(silo.handle(Fetch(**RUN, version=0, start=0, stop=5)), Refused), "it left before"
@@ -107,35 +63,89 @@ def test_closing_time_in_the_middle_of_a_run(site: PlainSite, clock: Clock) -> N
     assert isinstance(silo.handle(join()), Joined) and isinstance(silo.handle(train(1)), Update)
 
 
-def test_the_time_budget_outlives_the_process(site: PlainSite, clock: Clock) -> None:
-    silo = guarded(site, clock, max_hours=2)
-    silo.handle(join())
-    clock.set(1, 13)
-    silo.handle(Leave(**RUN, finished=True))
-    silo = guarded(site, clock, max_hours=2)
+class Ticking(QuadraticTrainer):
+    """Something happens to the silo (``meanwhile``) after the first step; then there are two more."""
+
+    meanwhile: Any = None
+
+    def train(self, order: Order) -> Trained:
+        order.tick("training", 1, 3)
+        type(self).meanwhile()
+        order.tick("training", 2, 3)
+        order.tick("training", 3, 3)
+        return super().train(order)
+
+    def evaluate(self, order: Order) -> Any:
+        order.tick("evaluating", 1, 1)
+        return super().evaluate(order)
+
+
+def at_work(site: PlainSite, silo: Silo, meanwhile: Any) -> Any:
+    """The reply to a training amid which something happens."""
+    site.make, Ticking.meanwhile = Ticking, staticmethod(meanwhile)
     assert isinstance(silo.handle(join()), Joined)
-    clock.set(1, 14)
-    code, reason = refusal(silo.handle(train()))
-    assert code == "policy" and "2 hours" in reason and "2026-06-01 10:00 UTC" in reason
-    assert refusal(guarded(site, clock, max_hours=2).handle(join()))[0] == "policy"
-    assert isinstance(guarded(site, clock, max_hours=2).handle(join(run_id="other")), Joined)
-    assert not site.trained
+    return silo.handle(train())
 
 
-def test_a_budget_file_that_is_broken_refuses(site: PlainSite, clock: Clock) -> None:
-    (site.folder / "own").mkdir()
-    (site.folder / "own" / "first_joins.json").write_text("[1]")
-    assert refusal(guarded(site, clock, max_hours=2).handle(join()))[0] == "data"
+def test_closing_time_in_the_middle_of_a_training(site: PlainSite, clock: Clock) -> None:
+    silo = guarded(site, clock, **NIGHTS)
+    clock.set(2, 5)
+    closed = "busy", "s0 is closed until Tue 20:00 (Europe/Zurich)"
+    assert refusal(at_work(site, silo, lambda: clock.set(2, 6))) == closed
+    assert site.trained == [] and not lines(site, "update")
+    clock.set(2, 20)
+    assert isinstance(at_work(site, silo, lambda: None), Update), "open again, the work is done"
 
 
-def test_rounds_beyond_the_policy(site: PlainSite, clock: Clock) -> None:
-    """A job within the limit does not let a driver go on beyond it."""
-    silo = guarded(site, clock, max_rounds=3)
+def test_the_time_budget_in_the_middle_of_a_training(site: PlainSite, clock: Clock) -> None:
+    silo = guarded(site, clock, max_hours=2)
+    code, reason = refusal(at_work(site, silo, lambda: clock.set(1, 14)))
+    assert code == "policy" and "2 hours" in reason and site.trained == []
+
+
+def test_a_refusal_of_the_job_in_the_middle_of_a_training(site: PlainSite, clock: Clock) -> None:
+    def withdrawn() -> None:
+        site.refusal, clock.now = "not any more", clock.now + 11
+
+    assert refusal(at_work(site, guarded(site, clock), withdrawn)) == ("policy", "not any more")
+
+
+def test_closing_time_between_the_last_step_and_the_reply(site: PlainSite, clock: Clock) -> None:
+    """Within the seconds for which the silo does not look at its watch."""
+    silo = guarded(site, clock, **NIGHTS)
+    clock.set(2, 6)
+    clock.now -= 1
+
+    def later() -> None:
+        clock.now += 2
+
+    assert refusal(at_work(site, silo, later))[0] == "busy"
+    assert site.trained == [0], "it had been done"
+    assert refusal(silo.handle(Fetch(**RUN, version=0, start=0, stop=5)))[0] == "unknown"
+    assert not lines(site, "update")
+
+
+def test_figures_do_not_leave_after_closing_time(site: PlainSite, clock: Clock) -> None:
+    class Slow(QuadraticTrainer):
+        def evaluate(self, order: Order) -> Any:
+            clock.set(2, 6)
+            return super().evaluate(order)
+
+    site.make = Slow
+    silo = guarded(site, clock, **NIGHTS)
+    clock.set(2, 5)
     silo.handle(join())
-    assert isinstance(silo.handle(train(2)), Update)
-    assert not isinstance(silo.handle(evaluate(3)), Refused)
-    assert "asked for round 4" in refusal(silo.handle(train(3)))[1]
-    assert "asked for round 4" in refusal(silo.handle(evaluate(4)))[1]
+    assert refusal(silo.handle(evaluate(0)))[0] == "busy" and not lines(site, "evaluated")
+
+
+@pytest.mark.parametrize("request_", [join(), train(), evaluate(0), Initial(**RUN)])
+def test_a_run_in_hand_is_reviewed_again(site: PlainSite, clock: Clock, request_: Any) -> None:
+    silo = guarded(site, clock)
+    silo.handle(join())
+    site.refusal = "not any more"
+    assert refusal(silo.handle(request_)) == ("policy", "not any more") and not site.trained
+    site.refusal = None
+    assert not isinstance(silo.handle(request_), Refused)
 
 
 def test_a_long_update_does_not_leave(site: PlainSite, clock: Clock) -> None:
@@ -144,7 +154,7 @@ def test_a_long_update_does_not_leave(site: PlainSite, clock: Clock) -> None:
     code, reason = refusal(silo.handle(train()))
     assert code == "policy" and "0.001" in reason and "this one has" in reason
     assert refusal(silo.handle(Fetch(**RUN, version=0, start=0, stop=5)))[0] == "unknown"
-    assert [each["event"] for each in lines(site)] == ["joined", "refused"]
+    assert [each["event"] for each in lines(site)] == ["joined", "refused", "refused"]
 
 
 def test_the_norm_is_that_of_what_leaves(site: PlainSite, clock: Clock) -> None:
@@ -177,20 +187,71 @@ def test_what_is_on_record(site: PlainSite, clock: Clock) -> None:
     silo.handle(train(attempt=2))
     silo.handle(Ping(**RUN))
     silo.handle(Fetch(**RUN, version=0, start=0, stop=5))
-    silo.handle(Fetch(**RUN, version=9, start=0, stop=5))
-    joined, first, second = lines(site)
+    silo.handle(Initial(**RUN))
+    silo.handle(evaluate(1))
+    joined, first, second, initial, evaluated = lines(site)
     assert (joined["event"], joined["run"], joined["job_digest"]) == ("joined", "run", JOB.digest)
     assert {**first, "at": 0, "attempt": 2} == {**second, "at": 0}
     assert set(first) == {"at", "event", "run", "version", "attempt", "model_digest", "norm", "bytes"}
     assert (first["event"], first["model_digest"], first["bytes"]) == ("update", "m", 20)
+    assert (initial["event"], initial["run"]) == ("initial", "run")
+    assert (evaluated["event"], evaluated["version"], evaluated["metrics"]) == ("evaluated", 1, "loss")
     assert (site.folder / "own" / "audit.jsonl").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_refusal_that_repeats_is_one_line(site: PlainSite, clock: Clock) -> None:
-    silo = guarded(site, clock, **NIGHTS)
-    for _ in range(3):
-        silo.handle(join())
-    assert [(each["event"], each["code"]) for each in lines(site)] == [("refused", "busy")]
+def test_refusals_that_alternate_fill_no_disk(site: PlainSite, clock: Clock) -> None:
+    silo = guarded(site, clock)
+    silo.handle(join())
+    for _ in range(100):
+        silo.handle(Fetch(**RUN, version=8, start=0, stop=5))
+        silo.handle(Fetch(**RUN, version=9, start=0, stop=5))
+    assert [(line["reason"][-13:], line["times"]) for line in lines(site, "refused")] == [
+        (f"{version} is kept here"[-13:], times) for times in (1, 10, 100) for version in (8, 9)
+    ]
+
+
+def test_refusals_that_are_all_different_fill_no_disk(site: PlainSite, clock: Clock) -> None:
+    silo = guarded(site, clock)
+    silo.handle(join())
+    for version in range(3000):
+        silo.handle(Fetch(**RUN, version=version, start=0, stop=5))
+    assert len(lines(site, "refused")) < 1010
+
+
+def test_every_refusal_is_on_record(site: PlainSite, clock: Clock) -> None:
+    """Also of what is answered while the silo trains, and of what names no run at all."""
+    silo = guarded(site, clock)
+    silo.handle(join(epoch=2))
+    old = {"run_id": "run", "epoch": 1}
+    asked = [Ping(**old), Fetch(**old, version=0, start=0, stop=1), Stop(**old), Leave(**old, finished=True)]
+    for request in asked:
+        assert refusal(silo.handle(request))[0] == "fenced"
+    silo.handle(Ping(run_id="../x", epoch=1))
+    silo.handle(Fetch(run_id="other", epoch=1, version=0, start=0, stop=1))
+    found = [(line["run"], line["code"], line["times"]) for line in lines(site, "refused")]
+    assert found == [("run", "fenced", 1), ("../x", "unknown", 1), ("other", "job", 1)]
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_a_defect_is_answered_and_on_record(
+    site: PlainSite, clock: Clock, caplog: pytest.LogCaptureFixture, foreign: bool
+) -> None:
+    """What the task's own code says in an exception may be private."""
+
+    class Defect(QuadraticTrainer):
+        def train(self, order: Order) -> Trained:
+            raise KeyError("Patient1")
+
+    site.make = Defect
+    silo = guarded(site, clock, foreign_driver=foreign)
+    silo.handle(join())
+    code, reason = refusal(silo.handle(train()))
+    assert code == "failed" and reason.startswith("KeyError") and ("Patient1" in reason) is not foreign
+    assert any("Patient1" in line.get("reason", "") for line in lines(site)), (
+        "the silo's own people can read all of it"
+    )
+    assert "Traceback" in caplog.text and "Patient1" in caplog.text
+    assert not isinstance(silo.handle(evaluate(0)), Refused), "the silo lives on"
 
 
 def test_a_driver_cannot_write_lines_of_its_own(site: PlainSite, clock: Clock) -> None:

@@ -67,6 +67,19 @@ def test_allowed_variants_take_part() -> None:
     assert review(job(**CLIPPED), silo(require_privacy=[{"name": "clip", "max_norm": 2.0}])) is None
 
 
+UNIFORM: dict[str, Any] = {"combine": {"weights": "uniform"}}
+
+
+@pytest.mark.parametrize("strategy", ["fednova", "scaffold"])
+def test_without_counts_no_strategy_tells_the_number_of_steps(strategy: str) -> None:
+    asked = {**UNIFORM, "strategy": {"name": strategy}}
+    reason = review(job(**asked), silo(share_counts=False))
+    assert reason is not None and f"'{strategy}' reports tells the number of steps" in reason
+    assert "give local.steps, or use one of fedavg, fedprox" in reason and "\n" not in reason
+    assert review(job(**asked, local={"steps": 5}), silo(share_counts=False)) is None, "all make as many"
+    assert review(job(**asked), silo()) is None
+
+
 def test_a_package_covers_its_modules_and_nothing_else() -> None:
     assert code_allowed("our.models.net", ["our.models"]) and code_allowed("our", ["our"])
     assert not code_allowed("ourselves", ["our"]) and not code_allowed("our", ["our.models"])

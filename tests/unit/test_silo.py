@@ -233,6 +233,70 @@ def test_an_older_driver_is_fenced_off(site: PlainSite) -> None:
     trained(silo, 1, epoch=3)
 
 
+def test_an_older_driver_is_fenced_off_by_a_new_process_too(site: PlainSite) -> None:
+    """A driver may ask for a restart itself."""
+    silo = joined(site)
+    silo.handle(Ping(run_id="run", epoch=3))
+    for request in (join(epoch=2), Ping(run_id="run", epoch=2), Leave(run_id="run", epoch=2, finished=True)):
+        assert code(Silo(site).handle(request)) == "fenced"
+    assert isinstance(Silo(site).handle(join(epoch=3)), Joined)
+
+
+def test_requests_about_runs_that_never_joined_leave_nothing(site: PlainSite) -> None:
+    silo = joined(site)
+    for request in (
+        Ping(run_id="other", epoch=9),
+        Stop(run_id="other", epoch=9),
+        join(run_id="other", epoch=9),
+    ):
+        silo.handle(request)
+    silo.handle(Leave(run_id="other", epoch=9, finished=False))
+    assert [path.name for path in site.state_folder("x").parent.iterdir()] == ["run"]
+    assert isinstance(Silo(site).handle(Ping(run_id="other", epoch=1)), Progress)
+
+
+def test_an_older_driver_that_joins_after_a_newer_one_has_asked(site: PlainSite) -> None:
+    silo = Silo(site)
+    silo.handle(Ping(run_id="run", epoch=2))
+    assert code(silo.handle(join())) == "fenced" and not site.trainers
+
+
+def test_a_newer_driver_that_asks_while_the_older_one_joins(site: PlainSite) -> None:
+    """Opening the data may take minutes."""
+    silo = Silo(site)
+
+    def slowly(*args: Any) -> Any:
+        silo.handle(Ping(run_id="run", epoch=2))
+        return QuadraticTrainer(*args)
+
+    site.make = slowly
+    silo.handle(join())
+    assert code(silo.handle(train())) == "fenced"
+    assert code(Silo(site).handle(train())) == "fenced"
+
+
+def test_leaving_removes_only_what_a_run_left_here(site: PlainSite) -> None:
+    silo = joined(site)
+    precious = site.state_folder("precious")
+    precious.mkdir()
+    silo.handle(Leave(run_id="precious", epoch=1, finished=True))
+    assert precious.exists() and isinstance(silo.handle(train()), Update)
+    silo = Silo(site)
+    silo.handle(Leave(**RUN, finished=True))
+    assert not site.state_folder("run").exists(), "an earlier process had joined it"
+
+
+def test_another_run_stops_nothing(training: tuple[Silo, list[Any]], site: PlainSite) -> None:
+    silo, replies = training
+    silo.handle(Stop(run_id="other", epoch=9))
+    Gated.go_on.set()
+    for _ in range(1000):
+        if replies:
+            break
+        threading.Event().wait(0.01)
+    assert isinstance(replies[0], Update)
+
+
 def test_one_run_at_a_time(site: PlainSite, monkeypatch: pytest.MonkeyPatch) -> None:
     silo = joined(site)
     reply = silo.handle(join(run_id="other"))

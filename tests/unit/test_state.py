@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.core.errors import BadInput
 from silos.state import KEEP, Kept, SiloState
 
 
@@ -84,6 +85,18 @@ def test_forgetting_removes_the_run(tmp_path: Path) -> None:
     state.forget()
     state.forget()
     assert not (tmp_path / "run").exists() and tmp_path.exists()
+
+
+def test_the_epoch_is_that_of_the_newest_driver(tmp_path: Path) -> None:
+    state = SiloState(tmp_path / "run")
+    assert state.epoch is None and not (tmp_path / "run").exists()
+    state.fence(3)
+    assert SiloState(tmp_path / "run").epoch == 3 and state.after(9) == {}
+    (tmp_path / "run" / "epoch").write_text("x")
+    with pytest.raises(BadInput, match="not what siloray wrote"):
+        _ = state.epoch
+    state.forget()
+    assert state.epoch is None
 
 
 def test_users_of_the_state_do_not_meet() -> None:

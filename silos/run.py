@@ -1,0 +1,67 @@
+"""The run that a silo has in hand, and what it says of itself and of its work there."""
+
+import platform
+from dataclasses import dataclass
+
+from orchestrator.core.messages import Joined, Train, Update
+from orchestrator.core.vector import Layout, Packet
+from orchestrator.core.versions import versions
+from orchestrator.job import Job
+from silos.site import Site, Trained, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """By its id, with the model and the data that are open for it."""
+
+    id: str
+    job: Job
+    site: Site
+    trainer: Trainer
+    num_examples: dict[str, int]
+    """As the driver was told: empty where the policy keeps them in."""
+
+    @classmethod
+    def of(cls, id: str, job: Job, site: Site, trainer: Trainer) -> "Run":
+        """With the numbers that may leave now."""
+        return cls(id, job, site, trainer, site.counts(trainer))
+
+    def joined(self, incarnation: str) -> Joined:
+        """The silo's description of itself."""
+        return Joined(
+            silo=self.site.name,
+            incarnation=incarnation,
+            schema_digest=self.trainer.schema_digest,
+            num_parameters=self.trainer.num_parameters,
+            num_shared=self.trainer.num_shared,
+            num_examples=self.num_examples,
+            fingerprint=self.site.fingerprint(self.job),
+            device=self.trainer.device,
+            node=platform.node(),
+            model=self.trainer.describe(),
+            versions=versions(),
+        )
+
+    def update(self, request: Train, trained: Trained, packet: Packet, pack_s: float) -> Update:
+        """What came of a training. Without numbers it counts as one example, and says nothing of its steps."""
+        layout = Layout.of(trained.parts)
+        open_ = bool(self.num_examples)
+        num_examples, num_steps = (trained.num_examples, trained.num_steps) if open_ else (1, 0)
+        return Update(
+            silo=self.site.name,
+            run_id=request.run_id,
+            epoch=request.epoch,
+            version=request.version,
+            attempt=request.attempt,
+            model_digest=request.model_digest,
+            job_digest=self.job.digest,
+            layout=tuple(zip(layout.names, layout.sizes, strict=True)),
+            weight=self.job.combine.weight(self.site.name, num_examples),
+            num_examples=num_examples,
+            num_steps=num_steps,
+            scalars=trained.scalars,
+            metrics=self.site.release(trained.metrics),
+            train_metrics=self.site.release(trained.train_metrics),
+            seconds={**trained.seconds, "pack": pack_s},
+            packet_bytes=sum(array.nbytes for array in packet.values()),
+        )
