@@ -79,6 +79,13 @@ def test_a_head_that_is_longer_than_usual_comes_out() -> None:
     assert frame.header.content == content and frame.arrays["values"].tobytes() == FIVE.tobytes()
 
 
+@pytest.mark.parametrize("content", ["[" * 150_000, "[]", "7", "{", ""])
+def test_a_content_that_is_no_table(content: str) -> None:
+    frame = decode(encode("next", "a", "", 0, content, SILO.sign), SILO.verify)
+    with pytest.raises(WireError, match="no JSON object"):
+        _ = frame.content
+
+
 def test_frames_can_be_read_from_any_buffer() -> None:
     data = encoded({"values": FIVE})
     for buffer in (data, bytearray(data), memoryview(data), pa.py_buffer(data)):
