@@ -8,6 +8,9 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="Certificates, signing keys and the roster of who takes part.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The silo, as its silo.yaml names it.")]
+SomeName = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="The silo, as its silo.yaml names it; or --driver.")
+]
 CaDir = Annotated[Path, typer.Option(help="Folder of the CA, made by 'certs init'.", file_okay=False)]
 Hosts = Annotated[
     list[str] | None,
@@ -15,6 +18,12 @@ Hosts = Annotated[
 ]
 Days = Annotated[int, typer.Option(help="How long the certificate is valid.", min=1, max=36500)]
 Force = Annotated[bool, typer.Option("--force", help="Replace keys and certificates that are there.")]
+WithKeys = Annotated[
+    bool,
+    typer.Option(
+        "--with-keys", help="Make the private keys here, too. They then have to be carried, by a safe way."
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder to write; default: DIR/NAME.", file_okay=False)]
 
 
@@ -24,46 +33,80 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the consortium, for people.")] = "siloray",
     host: Hosts = None,
     days: Annotated[int, typer.Option(help="How long the CA is valid.", min=1, max=36500)] = 3650,
+    with_keys: WithKeys = False,
     force: Force = False,
 ) -> None:
-    """Make a CA and the driver's credentials (DIR/driver). Whoever holds DIR/ca.key decides who takes part."""
+    """Make a CA. Whoever holds DIR/ca.key decides who takes part. With --with-keys, also the driver's credentials
+    (DIR/driver), for its --host."""
+    from orchestrator.core.errors import BadInput
     from orchestrator.transport.authority import HOSTS, Authority
 
-    Authority.create(folder, name, days, host or HOSTS, force)
+    if host and not with_keys:
+        raise BadInput(
+            "--host is for the driver's certificate: give it to 'certs issue --driver', or --with-keys"
+        )
+    if with_keys:
+        Authority.create(folder, name, days, host or HOSTS, force)
+    else:
+        Authority.found(folder, name, days, force)
     typer.echo(f"{folder / 'ca.key'}: the CA's private key; keep it off the driver and the silos")
-    typer.echo(f"{folder / 'driver'}: the driver's credentials")
+    if with_keys:
+        typer.echo(f"{folder / 'driver'}: the driver's credentials; {_CARRY}")
+    else:
+        typer.echo(
+            "next: 'siloray certs request --driver' on the driver's machine; then 'issue --driver' here"
+        )
+
+
+_CARRY = "holds private keys: hand it over by a safe way"
 
 
 @app.command("issue")
 def issue(
     ca: CaDir,
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The silo, as its silo.yaml names it.")
-    ] = None,
-    driver: Annotated[bool, typer.Option("--driver", help="New credentials for the driver.")] = False,
+    name: SomeName = None,
+    driver: Annotated[bool, typer.Option("--driver", help="For the driver.")] = False,
     host: Hosts = None,
     out: Out = None,
     request: Annotated[
         Path | None,
-        typer.Option(help="A request made at the silo with 'certs request': no key is sent.", dir_okay=False),
+        typer.Option(help="What 'certs request' made, on the machine that the keys are for.", dir_okay=False),
     ] = None,
+    with_keys: WithKeys = False,
     days: Days = 825,
     force: Force = False,
 ) -> None:
-    """Make a silo's credentials folder, or sign its request, and enter it in the roster."""
+    """Sign the request of a silo or of the driver, and enter it in the roster."""
     from orchestrator.core.errors import BadInput
     from orchestrator.transport.authority import HOSTS, Authority
 
-    if (name is None) != driver or (driver and (out or request)) or (host and not driver):
-        raise BadInput("give a silo's NAME (with --out, --request), or --driver (with --host)")
-    authority = Authority(ca)
-    if name is None:
-        made, keys = authority.issue_driver(host or HOSTS, days, force), True
-    elif request is None:
-        made, keys = authority.issue_silo(name, out, days, force), True
+    member = _member(name, driver)
+    if host and not driver:
+        raise BadInput("--host is for the certificate of the driver")
+    if (request is None) != with_keys:
+        raise BadInput(
+            f"give --request, made with 'siloray certs request {name or '--driver'}'; or --with-keys"
+        )
+    authority, hosts = Authority(ca), host or HOSTS
+    if request is not None:
+        made = authority.answer(member, request, out, days, force, hosts)
+    elif driver:
+        made = authority.issue_driver(hosts, days, force, out)
     else:
-        made, keys = authority.answer(name, request, out, days, force), False
-    _say_issued(name or "driver", ca, made, keys)
+        made = authority.issue_silo(member, out, days, force)
+    _say_issued(member, ca, made, with_keys)
+
+
+def _member(name: str | None, driver: bool) -> str:
+    from orchestrator.core.errors import BadInput
+    from orchestrator.transport.roster import DRIVER_NAME, check_name
+
+    if (name is None) != driver:
+        raise BadInput("give a silo's NAME, or --driver")
+    if name is None:
+        return DRIVER_NAME
+    check_name(name)
+    return name
 
 
 def _say_issued(name: str, ca: Path, made: Path, keys: bool) -> None:
@@ -71,7 +114,7 @@ def _say_issued(name: str, ca: Path, made: Path, keys: bool) -> None:
 
     roster = Roster.load(ca / ROSTER)
     member = roster.silos.get(name, roster.driver)
-    what = "holds private keys: hand it over by a safe way" if keys else "send its files to the silo"
+    what = _CARRY if keys else "send its files to where the request came from"
     typer.echo(f"{made}: credentials of {name}; {what}")
     typer.echo(f"signing key {encoded(member.signing_key)}")
     typer.echo(f"{ca / ROSTER}: changed; give driver and silos their copy")
@@ -79,15 +122,16 @@ def _say_issued(name: str, ca: Path, made: Path, keys: bool) -> None:
 
 @app.command("request")
 def request(
-    name: Name,
-    out: Annotated[Path, typer.Option(help="Folder for the silo's keys and its request.", file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the keys and the request.", file_okay=False)],
+    name: SomeName = None,
+    driver: Annotated[bool, typer.Option("--driver", help="For the driver.")] = False,
     force: Force = False,
 ) -> None:
-    """Make a silo's keys here, and a request for a certificate. Only the request leaves."""
+    """Make the keys of a silo, or of the driver, here, and a request for a certificate. Only the request leaves."""
     from orchestrator.transport.request import Request, make_request
     from orchestrator.transport.roster import encoded
 
-    path = make_request(name, out, force)
+    path = make_request(_member(name, driver), out, force)
     typer.echo(f"{path}: send this file to the CA, and put its answer into {out}")
     typer.echo(f"signing key {encoded(Request.load(path).signing_key)}: compare it with what the CA shows")
 

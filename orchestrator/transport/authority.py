@@ -1,4 +1,5 @@
-"""A consortium's own small CA: for those who have none. It signs; the keys are made where they are used."""
+"""A consortium's own small CA: for those who have none. It signs requests; the keys are made where they are used,
+unless somebody wants them made here."""
 
 import datetime as dt
 import fcntl
@@ -10,7 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from orchestrator.core.errors import BadInput
 from orchestrator.transport.certificates import (
@@ -20,7 +21,15 @@ from orchestrator.transport.certificates import (
     host_names,
     signed,
 )
-from orchestrator.transport.certs import CA_CERT, SIGNING_KEY, TLS_CERT, TLS_KEY, read_certificate
+from orchestrator.transport.certs import (
+    CA_CERT,
+    SIGNING_KEY,
+    TLS_CERT,
+    TLS_KEY,
+    private_key,
+    read_certificate,
+    read_private,
+)
 from orchestrator.transport.key_files import (
     PRIVATE,
     PUBLIC,
@@ -34,6 +43,7 @@ from orchestrator.transport.key_files import (
 from orchestrator.transport.request import Request
 from orchestrator.transport.roster import (
     DRIVER,
+    DRIVER_NAME,
     ROSTER,
     Entry,
     Roster,
@@ -61,6 +71,19 @@ class Authority:
             raise BadInput(f"{folder / CA_CERT}: expired on {self.certificate.not_valid_after_utc:%F}")
 
     @classmethod
+    def found(
+        cls, folder: Path, name: str, days: int = CA_DAYS, force: bool = False, now: dt.datetime | None = None
+    ) -> "Authority":
+        """A new CA, and no member yet."""
+        check_absent(folder, (CA_KEY, CA_CERT, ROSTER), force)
+        key, now = ec.generate_private_key(ec.SECP256R1()), now or dt.datetime.now(dt.UTC)
+        make_folder(folder)
+        (folder / ROSTER).unlink(missing_ok=True)
+        write(folder / CA_KEY, pem(key), PRIVATE)
+        write(folder / CA_CERT, ca_certificate(key, name, days, now).public_bytes(Encoding.PEM), PUBLIC)
+        return cls(folder, now)
+
+    @classmethod
     def create(
         cls,
         folder: Path,
@@ -70,39 +93,38 @@ class Authority:
         force: bool = False,
         now: dt.datetime | None = None,
     ) -> "Authority":
-        """A new CA, and the driver's credentials."""
-        names = host_names(hosts)
-        check_absent(folder, (CA_KEY, CA_CERT, ROSTER), force)
-        key, now = ec.generate_private_key(ec.SECP256R1()), now or dt.datetime.now(dt.UTC)
-        make_folder(folder)
-        write(folder / CA_KEY, pem(key), PRIVATE)
-        write(folder / CA_CERT, ca_certificate(key, name, days, now).public_bytes(Encoding.PEM), PUBLIC)
-        made = cls(folder, now)
-        made._issue_driver(names, DAYS, None, force)
+        """A new CA, and the driver's credentials, keys included."""
+        host_names(hosts)
+        made = cls.found(folder, name, days, force, now)
+        made.issue_driver(hosts, force=force)
         return made
 
-    def issue_driver(self, hosts: Sequence[str] = HOSTS, days: int = DAYS, force: bool = False) -> Path:
+    def issue_driver(
+        self, hosts: Sequence[str] = HOSTS, days: int = DAYS, force: bool = False, out: Path | None = None
+    ) -> Path:
         """New keys and a certificate for the driver; the old ones count no longer."""
-        with self._locked():
-            return self._issue_driver(host_names(hosts), days, self._roster(), force)
+        return self._issue(DRIVER_NAME, out, hosts, days, force)
 
     def issue_silo(self, name: str, out: Path | None = None, days: int = DAYS, force: bool = False) -> Path:
         """A silo's whole credentials folder, keys included."""
         check_name(name)
-        folder = out or self.folder / name
-        with self._locked():
-            check_absent(folder, (TLS_KEY, SIGNING_KEY, TLS_CERT), force)
-            tls, signing = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
-            roster = self._with_silo(name, signing.public_key(), force)
-            write_keys(folder, tls, signing)
-            self._hand_over(folder, self._silo_certificate(name, tls.public_key(), days), roster)
-        return folder
+        return self._issue(name, out, (), days, force)
 
     def answer(
-        self, name: str, path: Path, out: Path | None = None, days: int = DAYS, force: bool = False
+        self,
+        name: str,
+        path: Path,
+        out: Path | None = None,
+        days: int = DAYS,
+        force: bool = False,
+        hosts: Sequence[str] = HOSTS,
     ) -> Path:
-        """Sign a silo's request: a folder with what the silo puts beside its keys, all of it public."""
-        check_name(name)
+        """Sign the request of a silo, or of the ``driver``: a folder with what it puts beside its keys, all public.
+
+        ``hosts``: by what names or addresses silos reach the driver.
+        """
+        if name != DRIVER_NAME:
+            check_name(name)
         request, folder = Request.load(path), out or self.folder / name
         if request.name != name:
             raise BadInput(f"{path}: a request of '{request.name}', not of '{name}'")
@@ -111,9 +133,10 @@ class Authority:
             raise BadInput(f"{path}: the TLS key must be an elliptic-curve one (P-256)")
         with self._locked():
             check_absent(folder, (TLS_CERT,), force)
-            roster = self._with_silo(name, request.signing_key, force)
+            roster = self._with(name, request.signing_key, force)
+            certificate = self._certificate(name, public, hosts, days)
             make_folder(folder)
-            self._hand_over(folder, self._silo_certificate(name, public, days), roster)
+            self._hand_over(folder, certificate, roster)
         return folder
 
     def revoke(self, name: str) -> None:
@@ -127,23 +150,24 @@ class Authority:
             revoked = (*file.revoked, silos.pop(name).signing_key)
             self._save(file.model_copy(update={"silos": silos, "revoked": revoked}))
 
-    def _issue_driver(
-        self, hosts: list[x509.GeneralName], days: int, before: RosterFile | None, force: bool
-    ) -> Path:
-        folder = self.folder / "driver"
-        check_absent(folder, (TLS_KEY, SIGNING_KEY, TLS_CERT), force)
-        tls, signing = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
-        names = [x509.UniformResourceIdentifier(DRIVER), *hosts]
-        certificate = self._sign("driver", tls.public_key(), names, DRIVER_USES, days)
-        entry = Entry(identity=DRIVER, signing_key=encoded(signing.public_key()))
-        write_keys(folder, tls, signing)
-        roster = before.model_copy(update={"driver": entry}) if before else RosterFile(driver=entry)
-        self._hand_over(folder, certificate, roster)
+    def _issue(self, name: str, out: Path | None, hosts: Sequence[str], days: int, force: bool) -> Path:
+        folder = out or self.folder / name
+        with self._locked():
+            check_absent(folder, (TLS_KEY, SIGNING_KEY, TLS_CERT), force)
+            tls, signing = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
+            roster = self._with(name, signing.public_key(), force)
+            certificate = self._certificate(name, tls.public_key(), hosts, days)
+            write_keys(folder, tls, signing)
+            self._hand_over(folder, certificate, roster)
         return folder
 
-    def _silo_certificate(self, name: str, key: ec.EllipticCurvePublicKey, days: int) -> x509.Certificate:
-        names = [x509.UniformResourceIdentifier(silo_identity(name))]
-        return self._sign(name, key, names, SILO_USES, days)
+    def _certificate(
+        self, name: str, key: ec.EllipticCurvePublicKey, hosts: Sequence[str], days: int
+    ) -> x509.Certificate:
+        if name == DRIVER_NAME:
+            names = [x509.UniformResourceIdentifier(DRIVER), *host_names(hosts)]
+            return self._sign(name, key, names, DRIVER_USES, days)
+        return self._sign(name, key, [x509.UniformResourceIdentifier(silo_identity(name))], SILO_USES, days)
 
     def _sign(
         self,
@@ -156,18 +180,27 @@ class Authority:
         return signed(self.certificate, self._key(), name, key, names, uses, self._now, days)
 
     def _key(self) -> ec.EllipticCurvePrivateKey:
-        key = load_pem_private_key(read(self.folder / CA_KEY), None)
+        path = self.folder / CA_KEY
+        key = private_key(path, read_private(path))
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise BadInput(f"{self.folder / CA_KEY}: expected an elliptic-curve key")
+            raise BadInput(f"{path}: expected an elliptic-curve key")
         return key
 
-    def _with_silo(self, name: str, key: Ed25519PublicKey, force: bool) -> RosterFile:
-        file, entry = self._roster(), Entry(identity=silo_identity(name), signing_key=encoded(key))
-        if name in file.silos and not force:
-            raise BadInput(f"{self.folder / ROSTER}: '{name}' has a key already; --force replaces it")
-        others = {each.signing_key for other, each in file.silos.items() if other != name}
-        if entry.signing_key in {*file.revoked, *others, file.driver.signing_key}:
+    def _with(self, name: str, key: Ed25519PublicKey, force: bool) -> RosterFile:
+        """The roster with this member, the driver or a silo; the driver is the first."""
+        path, signing_key = self.folder / ROSTER, encoded(key)
+        if name == DRIVER_NAME and not path.exists():
+            return RosterFile(driver=Entry(identity=DRIVER, signing_key=signing_key))
+        file = self._roster()
+        members = {DRIVER_NAME: file.driver, **file.silos}
+        if name in members and not force:
+            raise BadInput(f"{path}: '{name}' has a key already; --force replaces it")
+        others = {each.signing_key for other, each in members.items() if other != name}
+        if signing_key in {*file.revoked, *others}:
             raise BadInput(f"the signing key of '{name}' is revoked or another member's; make new keys")
+        if name == DRIVER_NAME:
+            return file.model_copy(update={"driver": Entry(identity=DRIVER, signing_key=signing_key)})
+        entry = Entry(identity=silo_identity(name), signing_key=signing_key)
         return file.model_copy(update={"silos": {**file.silos, name: entry}})
 
     def _hand_over(self, folder: Path, certificate: x509.Certificate, roster: RosterFile) -> None:
@@ -177,6 +210,8 @@ class Authority:
         self._save(roster)
 
     def _roster(self) -> RosterFile:
+        if not (self.folder / ROSTER).exists():
+            raise BadInput(f"{self.folder}: no {ROSTER} yet; 'siloray certs issue --driver' comes first")
         return Roster.load(self.folder / ROSTER).file
 
     def _save(self, roster: RosterFile) -> None:

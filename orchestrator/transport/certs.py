@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from orchestrator.core.errors import BadInput
@@ -38,8 +39,8 @@ class Credentials:
     def load(cls, folder: Path) -> "Credentials":
         """Read a credentials folder; `BadInput` in one line, with the remedy, when it cannot serve."""
         if not folder.is_dir():
-            raise BadInput(f"{folder}: no such folder; 'siloray certs init' or 'issue' makes one")
-        certificate, key = _public(folder / TLS_CERT), _private(folder / TLS_KEY)
+            raise BadInput(f"{folder}: no such folder; 'siloray certs request' makes one")
+        certificate, key = _public(folder / TLS_CERT), read_private(folder / TLS_KEY)
         read = read_certificate(folder / TLS_CERT)
         _check_dates(folder / TLS_CERT, read)
         _check_pair(folder, read, key)
@@ -93,20 +94,25 @@ def _public(path: Path) -> bytes:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _private(path: Path) -> bytes:
+def read_private(path: Path) -> bytes:
+    """`BadInput` where others than its owner may read the file."""
     data = _public(path)
     if path.stat().st_mode & 0o077:
         raise BadInput(f"{path}: others than its owner may read this private key; run: chmod 600 {path}")
     return data
 
 
-def read_signing_key(path: Path) -> Ed25519PrivateKey:
-    """A member's Ed25519 key, from a file that only its owner may read."""
-    data = _private(path)
+def private_key(path: Path, data: bytes) -> PrivateKeyTypes:
+    """The key in ``data``, which was read from ``path``."""
     try:
-        key = load_pem_private_key(data, None)
+        return load_pem_private_key(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise BadInput(f"{path}: no PEM private key without a passphrase") from None
+
+
+def read_signing_key(path: Path) -> Ed25519PrivateKey:
+    """A member's Ed25519 key, from a file that only its owner may read."""
+    key = private_key(path, read_private(path))
     if not isinstance(key, Ed25519PrivateKey):
         raise BadInput(f"{path}: expected an Ed25519 key")
     return key
@@ -123,10 +129,7 @@ def _check_dates(path: Path, certificate: x509.Certificate) -> None:
 
 
 def _check_pair(folder: Path, certificate: x509.Certificate, key: bytes) -> None:
-    try:
-        own = load_pem_private_key(key, None).public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise BadInput(f"{folder / TLS_KEY}: no PEM private key without a passphrase") from None
+    own = private_key(folder / TLS_KEY, key).public_key()
     form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     if own.public_bytes(*form) != certificate.public_key().public_bytes(*form):
         raise BadInput(

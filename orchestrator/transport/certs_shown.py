@@ -44,7 +44,7 @@ def _lines(path: Path) -> Iterator[Line]:
 def _folder(folder: Path) -> Iterator[Line]:
     if (folder / TLS_CERT).exists():
         yield from _certificate(folder / TLS_CERT)
-        yield from _signing(folder)
+        yield from _signing(folder) if (folder / SIGNING_KEY).exists() else _answer(folder)
     elif (folder / CA_CERT).exists():
         yield from _certificate(folder / CA_CERT)
         yield from _roster(Roster.load(folder / ROSTER))
@@ -90,6 +90,17 @@ def _signing(folder: Path) -> Iterator[Line]:
     if (folder / ROSTER).exists():
         yield _standing(Roster.load(folder / ROSTER), identity, key)
     yield Line(f"roster entry  {{identity: {identity}, signing_key: {key}}}")
+
+
+def _answer(folder: Path) -> Iterator[Line]:
+    """What the CA made of a request: the private keys are where the request was made."""
+    member = Roster.load(folder / ROSTER).member_of(_identity(folder))
+    if member is None:
+        yield Line("roster        not a member", False)
+        return
+    yield Line(f"signing key   {encoded(member.signing_key)}; its private half is not here")
+    standing = "revoked" if member.revoked else f"member, as {member.name}"
+    yield Line(f"roster        {standing}", not member.revoked)
 
 
 def _identity(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""A silo's request for a certificate: its keys are made at the silo and never leave it."""
+"""A member's request for a certificate: its keys are made where they are used and never leave that machine."""
 
 import base64
 import re
@@ -16,7 +16,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.transport.certificates import subject_of
 from orchestrator.transport.certs import SIGNING_KEY, TLS_KEY
 from orchestrator.transport.key_files import PUBLIC, check_absent, read, write, write_keys
-from orchestrator.transport.roster import check_name, decoded, encoded
+from orchestrator.transport.roster import DRIVER_NAME, check_name, decoded, encoded
 
 REQUEST = "request.pem"
 _PROOF = b"siloray certificate request\0"
@@ -24,7 +24,7 @@ _PROOF = b"siloray certificate request\0"
 
 @dataclass(frozen=True)
 class Request:
-    """What a silo asks of the CA: two public keys, each of which vouches for the other."""
+    """What a silo or the driver asks of the CA: two public keys, each of which vouches for the other."""
 
     name: str
     csr: x509.CertificateSigningRequest
@@ -41,7 +41,7 @@ class Request:
         except (KeyError, ValueError):
             raise BadInput(f"{path}: no certificate request of 'siloray certs request'") from None
         if not request._vouched(signature):
-            raise BadInput(f"{path}: changed since the silo made it; ask the silo for the file again")
+            raise BadInput(f"{path}: changed since it was made; ask for the file again")
         return request
 
     def _vouched(self, signature: bytes) -> bool:
@@ -54,8 +54,9 @@ class Request:
 
 
 def make_request(name: str, folder: Path, force: bool = False) -> Path:
-    """A silo's keys and its request for a certificate, in ``folder``; only the request is to be sent."""
-    check_name(name)
+    """The keys of a silo, or of the ``driver``, and a request for a certificate; only the request is to be sent."""
+    if name != DRIVER_NAME:
+        check_name(name)
     check_absent(folder, (TLS_KEY, SIGNING_KEY, REQUEST), force)
     tls, signing = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
     key = encoded(signing.public_key())

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from orchestrator.core import document
 from orchestrator.core.errors import BadInput
 
 DRIVER = "spiffe://siloray/driver"
+DRIVER_NAME = "driver"
 SILO_NAME = r"^[A-Za-z0-9_-]{1,100}$"
 """As in ``silo.yaml``."""
 ROSTER = "roster.yaml"
@@ -28,7 +30,7 @@ def silo_identity(name: str) -> str:
 
 def check_name(name: str) -> None:
     """`BadInput` for what ``silo.yaml`` would not take as a name."""
-    if not re.fullmatch(SILO_NAME, name) or name in {"driver", "global", "overall"}:
+    if not re.fullmatch(SILO_NAME, name) or name in {DRIVER_NAME, "global", "overall"}:
         raise BadInput(
             f"'{name}' is no silo name: letters, digits, - and _ (not 'driver', 'global', 'overall')"
         )
@@ -83,6 +85,8 @@ class Member:
     name: str
     identity: str
     signing_key: Ed25519PublicKey
+    revoked: bool = False
+    """Whether its signing key counts no longer."""
 
 
 class Roster:
@@ -90,10 +94,12 @@ class Roster:
 
     def __init__(self, file: RosterFile) -> None:
         self.file = file
-        self.driver = _member("driver", file.driver)
-        self.silos: Mapping[str, Member] = {name: _member(name, each) for name, each in file.silos.items()}
-        self._by_identity = {each.identity: each for each in self.silos.values()}
         self._revoked = frozenset(file.revoked)
+        self.driver = self._member(DRIVER_NAME, file.driver)
+        self.silos: Mapping[str, Member] = {
+            name: self._member(name, each) for name, each in file.silos.items()
+        }
+        self._by_identity = {each.identity: each for each in self.silos.values()}
 
     @classmethod
     def load(cls, path: Path) -> "Roster":
@@ -115,14 +121,14 @@ class Roster:
         """Whether the member's signing key counts no longer."""
         return encoded(member.signing_key) in self._revoked
 
-
-def _member(name: str, entry: Entry) -> Member:
-    return Member(name, entry.identity, decoded(entry.signing_key))
+    def _member(self, name: str, entry: Entry) -> Member:
+        revoked = entry.signing_key in self._revoked
+        return Member(name, entry.identity, decoded(entry.signing_key), revoked)
 
 
 def _check_once(path: Path, file: RosterFile, what: str, of: Callable[[Entry], str]) -> None:
     """Two members with one name or one key could speak for each other."""
-    seen = {of(file.driver): "driver"}
+    seen = {of(file.driver): DRIVER_NAME}
     for name, entry in file.silos.items():
         if of(entry) in seen:
             raise BadInput(f"{path}: silos.{name}.{what}: '{of(entry)}' is that of {seen[of(entry)]} already")
@@ -130,19 +136,24 @@ def _check_once(path: Path, file: RosterFile, what: str, of: Callable[[Entry], s
 
 
 class LiveRoster:
-    """The roster as the file says now; a file that is broken for the moment changes nothing."""
+    """The roster as the file says now. One that cannot be read changes nothing, and is told of once: a member that
+    it was to revoke still counts. ``tell`` may be replaced by whoever keeps a record."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.tell: Callable[[str], None] = logging.getLogger(__name__).warning
         self._stamp = self._look()
         self._roster = Roster.load(path)
 
     def current(self) -> Roster:
         """The newest roster that could be read."""
         stamp = self._look()
-        if stamp is not None and stamp != self._stamp:
+        if stamp != self._stamp:
             self._stamp = stamp
-            self._roster = self._read() or self._roster
+            try:
+                self._roster = Roster.load(self.path)
+            except BadInput as error:
+                self.tell(f"{error}; until that is mended, the roster of before counts")
         return self._roster
 
     def _look(self) -> tuple[int, int, int] | None:
@@ -152,15 +163,11 @@ class LiveRoster:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
-    def _read(self) -> Roster | None:
-        try:
-            return Roster.load(self.path)
-        except BadInput:
-            return None
-
 
 def verify(member: Member, data: bytes, signature: bytes) -> bool:
-    """Whether the member signed exactly this."""
+    """Whether the member signed exactly this, with a key that still counts."""
+    if member.revoked:
+        return False
     try:
         member.signing_key.verify(signature, data)
     except InvalidSignature:

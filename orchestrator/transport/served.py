@@ -22,6 +22,7 @@ from orchestrator.lease import has_driver
 from orchestrator.transport.certs import Credentials
 from orchestrator.transport.driver_process import Assignment, DriverProcess, OwnChannel
 from orchestrator.transport.flight import FlightChannel, check_members
+from orchestrator.transport.roster import ROSTER
 from orchestrator.transport.started_runs import JOURNAL, new_id, outcome_since, place, turns
 
 LOOK_S = 0.1
@@ -49,6 +50,9 @@ class Door:
         """Raises `BadInput`."""
         credentials = self.check(job)
         listen, refusals = (self.host, self.port), Refusals(record)
+        credentials.roster.tell = lambda why: record(
+            CallRefused(who=ROSTER, code="roster", reason=why, times=1)
+        )
         return FlightChannel(job.silos, credentials, listen, job.rounds.patience_s, refusals)
 
 

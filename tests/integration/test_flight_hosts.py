@@ -48,7 +48,7 @@ class Runs:
     def __init__(self, hosts: Hosts, folder: Path) -> None:
         self.hosts, self.folder, self.number = hosts, folder, 0
         hosts.run(
-            "driver", f"{SILORAY} certs init /root/ca --host {hosts.address('driver')}", env=self.environ
+            "driver", f"{SILORAY} certs init /root/ca --with-keys --host {hosts.address('driver')}", env=self.environ
         )
         for host, silo in SILO_AT.items():
             self._found(host, silo)
@@ -108,7 +108,7 @@ class Runs:
 
     def _found(self, host: str, silo: str) -> None:
         """An organisation: its credentials, document and data, and nothing of the others'."""
-        self.hosts.run("driver", f"{SILORAY} certs issue {silo} --ca /root/ca", env=self.environ)
+        self.hosts.run("driver", f"{SILORAY} certs issue {silo} --ca /root/ca --with-keys", env=self.environ)
         for file in self.hosts.path("driver", f"/root/ca/{silo}").iterdir():
             there = f"{ORGANISATION}/credentials/{file.name}"
             self.hosts.write(host, there, file.read_bytes(), file.stat().st_mode & 0o777)

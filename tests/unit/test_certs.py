@@ -123,12 +123,37 @@ def test_every_copy_of_the_roster_learns_of_a_new_silo(authority: Authority, fol
 def test_a_roster_broken_for_a_moment_changes_nothing(authority: Authority, folder: Path) -> None:
     live = LiveRoster(folder / "roster.yaml")
     good = (folder / "roster.yaml").read_text()
-    (folder / "roster.yaml").write_text(good[: len(good) // 2])
-    assert set(live.current().silos) == {"cleveland"}
+    told: list[str] = []
+    live.tell = told.append
+    for half in (2, 3):
+        (folder / "roster.yaml").write_text(good[: len(good) // half])
+        for _ in range(3):
+            assert set(live.current().silos) == {"cleveland"}
     (folder / "roster.yaml").unlink()
-    assert set(live.current().silos) == {"cleveland"}
+    for _ in range(3):
+        assert set(live.current().silos) == {"cleveland"}
+    assert len(told) == 3 and "no such file" in told[2], "once for each state of the file"
+    assert all("roster.yaml: " in each and "the roster of before counts" in each for each in told)
     (folder / "roster.yaml").write_text(good.replace('"cleveland":', '"ohio":'))
-    assert set(live.current().silos) == {"ohio"}
+    assert set(live.current().silos) == {"ohio"} and len(told) == 3
+
+
+def test_a_broken_roster_is_told_to_the_console(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    live = LiveRoster(folder / "roster.yaml")
+    (folder / "roster.yaml").write_text("silos: {")
+    live.current()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "roster.yaml" in record.getMessage()
+
+
+def test_the_drivers_key_can_be_revoked(authority: Authority, folder: Path) -> None:
+    """A stolen one: it stays in the roster until there is a new one, and is believed no longer."""
+    driver, silo = Credentials.load(authority.folder / "driver"), Credentials.load(folder)
+    signature, path = driver.sign(b"header"), folder / "roster.yaml"
+    assert verify(silo.roster.current().driver, b"header", signature)
+    key = encoded(driver.public_key)
+    path.write_text(path.read_text().replace("revoked: []", f'revoked: ["{key}"]'))
+    assert not verify(silo.roster.current().driver, b"header", signature)
 
 
 def test_revoked(authority: Authority, folder: Path) -> None:

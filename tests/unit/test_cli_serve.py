@@ -1,6 +1,7 @@
 """``siloray serve`` and ``siloray agent`` where something is wrong before there is a line: one line, code 2."""
 
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from orchestrator.ending import Outcome
 from orchestrator.job import Job
 from orchestrator.store import Store
 from orchestrator.transport.authority import Authority
+from orchestrator.transport.certs import Credentials
 from orchestrator.transport.driver_process import Assignment, DriverProcess
 from orchestrator.transport.served import Door
+from silos.agent import Agent
+from silos.workplace import InThread
+from tests.support.clusters import free_ports
 from tests.support.consortium import until
 
 JOB: dict[str, Any] = {
@@ -123,6 +128,24 @@ def test_a_driver_that_finds_another_one_at_work_leaves_it_its_silos(here: Path)
     held.acquire("another")
     assert driven(here, lambda *_: line).exit_code == 4 and held.epoch == 1
     assert not line.closed
+
+
+def test_a_roster_that_cannot_be_read_is_on_record(here: Path) -> None:
+    """Whoever revoked a silo with a slip of the pen learns that it still counts."""
+    (port,), seen = free_ports(1), []
+    door = Door("127.0.0.1", port, str(here / "certs" / "driver"))
+    channel = door.open(Job.model_validate(JOB), seen.append)
+    credentials = Credentials.load(here / "certs" / "va")
+    agent = Agent("va", f"grpc+tls://127.0.0.1:{port}", credentials, InThread(lambda: None))  # type: ignore[arg-type, return-value]
+    try:
+        (here / "certs" / "driver" / "roster.yaml").write_text("silos: {")
+        threading.Thread(target=agent.run, daemon=True).start()
+        until(lambda: channel.connected() == {"va"})
+    finally:
+        agent.close()
+        channel.close()
+    (event,) = seen
+    assert (event.who, event.code) == ("roster.yaml", "roster") and "the roster of before" in event.reason
 
 
 @pytest.mark.parametrize("driver", [":8815", "host:999999", "host:0", "grpc://host:1", "host"])
