@@ -48,7 +48,9 @@ class Runs:
     def __init__(self, hosts: Hosts, folder: Path) -> None:
         self.hosts, self.folder, self.number = hosts, folder, 0
         hosts.run(
-            "driver", f"{SILORAY} certs init /root/ca --with-keys --host {hosts.address('driver')}", env=self.environ
+            "driver",
+            f"{SILORAY} certs init /root/ca --with-keys --host {hosts.address('driver')}",
+            env=self.environ,
         )
         for host, silo in SILO_AT.items():
             self._found(host, silo)
