@@ -19,6 +19,11 @@ class DiskFull(OSError):
         super().__init__(
             errno.ENOSPC, f"disk full: {needed_bytes:,} bytes needed, {free_bytes:,} free", str(path)
         )
+        self._given: tuple[object, ...] = (path, needed_bytes, free_bytes)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """It comes from another machine, too."""
+        return type(self), self._given
 
     def __str__(self) -> str:
         return f"{self.strerror}: {self.filename}"
@@ -29,6 +34,7 @@ class StoreAway(DiskFull):
 
     def __init__(self, where: str, why: str) -> None:
         OSError.__init__(self, errno.EIO, f"the store does not answer: {why}", where)
+        self._given = (where, why)
 
 
 class FileSystem(Protocol):

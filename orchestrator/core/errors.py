@@ -30,6 +30,10 @@ class SiloLost(Exception):
         self.silo = silo
         self.why = why
 
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """It comes from another machine, too."""
+        return type(self), (self.silo, self.why)
+
 
 class CannotGoOn(Exception):
     """The run waits for something that did not come. The command line exits with 4; the run resumes."""

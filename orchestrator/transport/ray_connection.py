@@ -6,10 +6,20 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray._private.services import canonicalize_bootstrap_address
+from ray.exceptions import AuthenticationError, RayError
 
 from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.transport.ray_channel import NAMESPACE
+
+GCS_S = 10.0
+"""The cluster says so soon that it is one; over a line around the world it takes a second."""
+
+TOKEN = "it wants its own token: RAY_AUTH_MODE=token, and the cluster's token in ~/.ray/auth_token"
+OTHER_PORT = (
+    "the cluster's own port is 6379 as a rule; 8265, of its dashboard, is for 'siloray submit'; and RAY_USE_TLS must "
+    "be the same here and there"
+)
 
 abandoned = False
 """Ray has gone away under this process, which had better end without its clean-up."""
@@ -28,14 +38,38 @@ def connect(address: str | None, num_silos: int) -> None:
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
-    why = "" if listens(address) else "nothing listens"
     try:
+        why = _why_not(address)
         if not why:
             ray.init(address=address, **quiet)
             return
+    except AuthenticationError:
+        why = TOKEN
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         why = first_line(error)
-    raise BadInput(f"--address {address}: no Ray cluster answers there ({why})")
+    raise BadInput(f"--address {address}: no Ray cluster can be joined there ({why})")
+
+
+def _why_not(given: str) -> str:
+    """What is wrong with the address; nothing where a cluster answers. Ray itself would ask another port for ever,
+    and tell of it in lines of its own. Raises what its own look for ``auto`` raises."""
+    address = canonicalize_bootstrap_address(given) if given == "auto" else given
+    if address is None or _port(address) is None:
+        return ""
+    if not listens(address):
+        return "nothing listens"
+    import grpc
+    from ray._private.gcs_utils import create_gcs_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    messages: Any = gcs_service_pb2
+    stub: Any = gcs_service_pb2_grpc.NodeInfoGcsServiceStub
+    try:
+        with create_gcs_channel(address) as channel:
+            stub(channel).GetClusterId(messages.GetClusterIdRequest(), timeout=GCS_S)
+        return ""
+    except grpc.RpcError as error:
+        return TOKEN if error.code() is grpc.StatusCode.UNAUTHENTICATED else OTHER_PORT
 
 
 def _start_here(num_silos: int, quiet: dict[str, Any]) -> None:
@@ -89,14 +123,22 @@ def dashboard_url() -> str:
 
 def listens(address: str) -> bool:
     """Whether anything answers: Ray itself would try for half a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address == "auto" or not port.isdigit():
+    port = _port(address)
+    if port is None:
         return True
     try:
-        with socket.create_connection((host, int(port)), timeout=2):
+        with socket.create_connection(port, timeout=2):
             return True
     except OSError:
         return False
+
+
+def _port(address: str) -> tuple[str, int] | None:
+    """Host and port, an IPv6 address without its brackets; None for what Ray itself looks up (``auto``, a URL)."""
+    host, _, port = address.rpartition(":")
+    if "//" in address or not port.isdigit():
+        return None
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def first_line(error: Exception) -> str:

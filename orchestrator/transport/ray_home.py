@@ -14,6 +14,9 @@ from orchestrator.transport.ray_channel import NAMESPACE, ROLE_LABEL, alive_node
 
 T = TypeVar("T")
 
+NOT_THERE = "The remote function failed to import on the worker"
+"""How Ray's error begins where a module, or what is looked for in it, is not installed on a node."""
+
 ANSWER_S = 60.0
 """The driver's node answers so soon, or something is wrong with it."""
 
@@ -50,9 +53,17 @@ def on_driver_node(function: Callable[..., T], *arguments: Any) -> T:
         answer: T = ray.get(task.remote(*arguments), timeout=ANSWER_S)
         return answer
     except RayTaskError as error:
-        raise error.cause from None
+        raise _known(error.cause) from None
     except (GetTimeoutError, RayError) as error:
         raise CannotGoOn(f"the driver's node does not answer ({type(error).__name__})") from None
+
+
+def _known(error: Exception) -> Exception:
+    """What went wrong there, or what that says of the node."""
+    if isinstance(error, ImportError) or str(error).startswith(NOT_THERE):
+        why = str(error).strip().splitlines()[-1]
+        return CannotGoOn(f"the driver's node has another Siloray than this machine, or none ({why})")
+    return error
 
 
 def _this_node() -> str:
