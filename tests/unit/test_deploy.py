@@ -14,7 +14,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from orchestrator.cli.main import app
+from orchestrator.transport.certs import Credentials
 from orchestrator.transport.ray_settings import SETTINGS
 from silos.config import SiloConfig
 
@@ -195,6 +198,37 @@ def test_an_agents_example_lies_where_its_unit_lets_it() -> None:
     (root,) = re.findall(r"SILORAY_DATA_ROOT=(\S+)", service(AGENT)["Service"]["Environment"])
     paths = [str(dataset.path) for dataset in config.datasets.values()]
     assert paths and all(Path(path).is_relative_to(root) for path in paths)
+
+
+def test_the_guides_certificates_are_made_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each ``siloray certs`` line of the guide, in its order, in the folder of whoever gives it."""
+    guide = (REPOSITORY / "docs/deployment.md").read_text(encoding="utf-8")
+    section = re.search(r"### 1. Certificates\n(.*?)\n### 2. ", guide, re.DOTALL)
+    assert section is not None
+    lines = re.findall(r"(?:^    |`)siloray (certs [^`#\n]*\w)", section[1], re.MULTILINE)
+    lines = [line for line in lines if "FOLDER" not in line]
+    homes = {name: tmp_path / name for name in ("consortium", "driver", "cleveland")}
+    for home in homes.values():
+        home.mkdir()
+    for line in lines:
+        words = shlex.split(line)
+        who = "consortium" if words[1] != "request" else "driver" if "--driver" in words else words[2]
+        monkeypatch.chdir(homes[who])
+        ended = CliRunner().invoke(app, words)
+        assert ended.exit_code == 0, f"{line}: {ended.output}"
+        if words[1] == "request":
+            shutil.copy("credentials/request.pem", homes["consortium"] / f"{who}.pem")
+        if words[1] == "show":
+            for member in ("driver", "cleveland"):
+                own = homes[member] / "credentials"
+                for name in ("tls.pem", "ca.pem"):
+                    shutil.copy(homes["consortium"] / f"for-{member}" / name, own)
+                shutil.copy(homes["consortium"] / "certs/roster.yaml", own)
+                assert Credentials.load(own).identity.endswith(f"/{member}")
+    assert [line.split()[1] for line in lines] == [
+        *("init", "request", "request", "issue", "issue", "show"),
+        *("issue", "revoke"),
+    ]
 
 
 def test_kuberay_knows_every_field(ray_cluster: dict[str, Any], schema: dict[str, Any]) -> None:
