@@ -5,15 +5,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 from orchestrator.core.errors import WITHHELD, BadInput
-from orchestrator.core.messages import Join, Refused
+from orchestrator.core.messages import Join, Joined, Refused, Train
 from orchestrator.job import Job
 from silos.configured_site import ConfiguredSite
 from silos.image_files import FolderImages
@@ -41,8 +43,8 @@ def rows(age: str = "5", ill: str = "1", fold: str = "train") -> list[str]:
     return [f"{age},{name},{ill},{fold}" for name in NAMES]
 
 
-def join(silo: Silo, **task: Any) -> Refused:
-    job = Job.model_validate(
+def job_of(**task: Any) -> Job:
+    return Job.model_validate(
         {
             "name": "j",
             "task": task if "name" in task else {**TASK, **task},
@@ -50,6 +52,10 @@ def join(silo: Silo, **task: Any) -> Refused:
             "rounds": {"total": 1},
         }
     )
+
+
+def join(silo: Silo, **task: Any) -> Refused:
+    job = job_of(**task)
     reply = silo.handle(Join(run_id="r", epoch=1, job=job.model_dump_json(), job_digest=job.digest))
     assert isinstance(reply, Refused), reply
     return reply
@@ -100,6 +106,35 @@ def test_the_same_error_is_recorded_once(foreign: Any, tmp_path: Path) -> None:
 def Says() -> None:
     """A model whose constructor tells what it read."""
     raise ValueError("/data/secret: Patient1")
+
+
+class Breaks(nn.Module):
+    """Fails in training, and tells of its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise RuntimeError("/data/secret: Patient1")
+        return self.layer(rows)
+
+
+def test_what_fails_in_training_is_a_kind_and_a_place(foreign: Any, tmp_path: Path) -> None:
+    """The code is what the silo allowed; what it says when it fails is not for the driver."""
+    silo = foreign(rows(age="1"), policy={"allow_code": [__name__]})
+    job = job_of(features=["age"], model={"name": f"{__name__}:Breaks"})
+    joined = silo.handle(Join(run_id="r", epoch=1, job=job.model_dump_json(), job_digest=job.digest))
+    assert isinstance(joined, Joined), joined
+    work = {"version": 0, "attempt": 0, "model_digest": "m", "counted": -1, "inline": 99}
+    model = {"params": np.zeros(2, np.float32)}
+    reply = silo.handle(Train(run_id="r", epoch=1, model=model, **work))
+    assert (reply.code, reply.reason) == (
+        "failed",
+        f"RuntimeError in {__name__}; the silo's own record has the rest",
+    )
+    assert recorded(tmp_path) == ["RuntimeError: /data/secret: Patient1"]
 
 
 SECRETS = (*NAMES, "secret", "4711", "folder-of-b", "/")
