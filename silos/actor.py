@@ -40,37 +40,56 @@ class SiloActor:
         sys.path.extend(folder for folder in code if folder not in sys.path)
         threading.Thread(target=_preload, daemon=True).start()
         self.name = name
+        self._document = silo_yaml, foreign_driver
         self._silo: Silo | None = None
         self._wrong = ""
-        try:
-            _check_node(name)
-            self._silo = Silo(site_here(name, silo_yaml, foreign_driver))
-        except BadInput as error:
-            self._wrong = public(error) if foreign_driver else whole(error)
+        self._opening = threading.Lock()
+        self._opened()
 
     def __repr__(self) -> str:
         return f"silo {self.name}"
 
+    def _opened(self) -> Silo | None:
+        """The silo; tried again where its document was unreadable before."""
+        with self._opening:
+            if self._silo is None:
+                try:
+                    _check_node(self.name)
+                    self._silo = Silo(site_here(self.name, *self._document))
+                except BadInput as error:
+                    self._wrong = self._said(error)
+            return self._silo
+
+    def _said(self, error: BadInput) -> str:
+        _, foreign_driver = self._document
+        return public(error) if foreign_driver else whole(error)
+
     def handle(self, request: Request, model: Any = None) -> Reply:
         """Join, train, evaluate. ``model`` is the broadcast, read from the object store without a copy."""
-        if self._silo is None:
-            return Refused(silo=self.name, code="data", reason=self._wrong)
-        return self._silo.handle(replace(request, model=model) if model is not None else request)  # type: ignore[call-arg]
+        return self._handled(replace(request, model=model) if model is not None else request)  # type: ignore[call-arg]
 
     @ray.method(concurrency_group="io")
     def answer(self, request: Request) -> Reply:
         """Fetch, ping, stop."""
-        if self._silo is None:
-            return Refused(silo=self.name, code="data", reason=self._wrong)
-        return self._silo.handle(request)
+        return self._handled(request)
+
+    def _handled(self, request: Request) -> Reply:
+        silo = self._opened()
+        return (
+            Refused(silo=self.name, code="data", reason=self._wrong) if silo is None else silo.handle(request)
+        )
 
     @ray.method(concurrency_group="io")
     def describe(self) -> dict[str, Any]:
         """Data sets and their sizes, as far as the policy lets them out."""
-        if self._silo is None:
-            return {"node": platform.node(), "device": self._wrong, "datasets": {}}
-        about: dict[str, Any] = self._silo.site.describe()
-        return about
+        silo = self._opened()
+        try:
+            if silo is not None:
+                return dict(silo.site.describe())
+            wrong = self._wrong
+        except BadInput as error:
+            wrong = self._said(error)
+        return {"node": platform.node(), "device": wrong, "datasets": {}}
 
     @ray.method(concurrency_group="io")
     def place(self) -> tuple[str, int]:

@@ -14,8 +14,10 @@ from silos.config import DatasetConfig, SiloConfig, load_silo
 from silos.guard import PolicyGuard
 from silos.policy import released, review
 
+DOCUMENT = "SILORAY_SILO"
+"""Names, on a node, its silo document."""
 NODE_FILE = "/etc/siloray/silo.yaml"
-"""Where a node's silo document lies, unless ``SILORAY_SILO`` names another place."""
+"""Where that lies if nothing names it."""
 
 
 class ConfiguredSite:
@@ -27,7 +29,7 @@ class ConfiguredSite:
         self._read_as = _stamp(path)
         self.config: SiloConfig = load_silo(path)
         self.name = self.config.name
-        self._open: tuple[DatasetConfig, Any] | None = None
+        self._opened: Any = None
 
     def review(self, job: Job) -> str | None:
         """By the documents as they are now; raises `BadInput` where one cannot be read."""
@@ -64,12 +66,13 @@ class ConfiguredSite:
         from silos.trainer import TorchTrainer
 
         local = self.config.local
-        data = self._data(job)
-        task = build_on(job.task, data, local.workers, self.config.policy.allow_code)
+        self._opened = self._data(job)
+        task = build_on(job.task, self._opened, local.workers, self.config.policy.allow_code)
         return TorchTrainer(job, self.name, task, local.device, local.batch_size)
 
     def fingerprint(self, job: Job) -> str:
-        fingerprint: str = self._data(job).fingerprint
+        """Of what `trainer` opened, whatever has become of it since."""
+        fingerprint: str = self._opened.fingerprint
         return fingerprint
 
     def release(self, metrics: MetricSums) -> MetricSums:
@@ -79,6 +82,7 @@ class ConfiguredSite:
         return dict(trainer.num_examples) if self.config.policy.share_counts else {}
 
     def describe(self) -> dict[str, Any]:
+        self._read_anew()
         shared = self.config.datasets if self.config.policy.share_counts else {}
         return {
             "node": platform.node(),
@@ -100,12 +104,10 @@ class ConfiguredSite:
         return self.path.absolute().parent
 
     def _data(self, job: Job) -> Any:
+        """Anew for each run: rows may have changed since the last one."""
         from silos.data import open_data
 
-        dataset = self.config.datasets[job.task.dataset]
-        if self._open is None or self._open[0] != dataset:
-            self._open = dataset, open_data(dataset, self._folder)
-        return self._open[1]
+        return open_data(self.config.datasets[job.task.dataset], self._folder)
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
@@ -119,7 +121,7 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
 
 def site_here(name: str, path: str | None, foreign_driver: bool = False) -> ConfiguredSite:
     """The site of the silo that this process is to be; raises `BadInput` on another silo's machine."""
-    where = Path(path or os.environ.get("SILORAY_SILO", NODE_FILE))
+    where = Path(path or os.environ.get(DOCUMENT, NODE_FILE))
     site = ConfiguredSite(where, foreign_driver)
     if site.name != name:
         raise BadInput(f"{where} on this machine belongs to the silo '{site.name}', not to '{name}'")

@@ -11,6 +11,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.transport.ray_channel import NAMESPACE
+from silos.configured_site import DOCUMENT
 
 GCS_S = 10.0
 """The cluster says so soon that it is one; over a line around the world it takes a second."""
@@ -35,6 +36,7 @@ def connect(address: str | None, num_silos: int) -> None:
         _start_here(num_silos, quiet)
     else:
         _join(address, quiet)
+        _refuse_documents()
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
@@ -48,6 +50,13 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         why = first_line(error)
     raise BadInput(f"--address {address}: no Ray cluster can be joined there ({why})")
+
+
+def _refuse_documents() -> None:
+    """A job's environment goes to all its processes, also at the silos."""
+    said: Any = ray.get_runtime_context().runtime_env
+    if DOCUMENT in (said.get("env_vars") or {}):
+        raise BadInput(f"{DOCUMENT} is for each silo's node to say: take it out of the job's runtime_env")
 
 
 def _why_not(given: str) -> str:
