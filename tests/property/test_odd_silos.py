@@ -178,15 +178,14 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "BLOCK", 1)
 
 
-@pytest.mark.parametrize("seconds", [30.0, 0.15], ids=["one piece", "all pieces together"])
+@pytest.mark.parametrize("seconds", [30.0, 0.5], ids=["one piece", "all pieces together"])
 def test_a_silo_that_trickles_is_lost_at_the_deadline(tmp_path: Path, fetched: None, seconds: float) -> None:
     """Each of five pieces within the patience, the whole not: it counts as lost, and the round closes without."""
-    numbers = {"mode": "quorum", "deadline_s": 0.5, "patience_s": 0.4}
-    job = job_of(problems(), total=2, rounds=numbers)
+    job = job_of(problems(), total=1, rounds={"mode": "quorum", "deadline_s": 1.5, "patience_s": 1.0})
     ended = run_quadratic(job, problems(), tmp_path, channel=trickling(Fetch, seconds))
-    assert ended.outcome.status == "done" and ended.contributors == [["s0", "s2", "s3"]] * 2
-    lost = [(down.silo, "did not come whole" in down.why) for down in ended.of(events.SiloDown)]
-    assert lost == [("s1", True)] * 2 and ended.seconds < 5
+    assert ended.outcome.status == "done" and ended.contributors == [["s0", "s2", "s3"]]
+    (down,) = ended.of(events.SiloDown)
+    assert down.silo == "s1" and "did not come whole" in down.why and ended.seconds < 10
 
 
 def test_a_slow_silo_takes_no_time_of_the_others(tmp_path: Path, fetched: None) -> None:
