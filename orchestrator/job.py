@@ -60,7 +60,8 @@ class RoundSettings(_Spec, frozen=True):
     """Trainings that a silo may start on one version."""
     patience_s: float = Field(default=120.0, gt=0)
     """A silo that shows no progress for so long is restarted; a run that waits for silos gives up after ten
-    times as long (and resumes with the same command)."""
+    times as long (and resumes with the same command), not counting time in which one of them says that it is
+    closed or works for another run. Updates have as long to come when their round's deadline is over."""
 
     @model_validator(mode="after")
     def _deadline(self) -> Self:
