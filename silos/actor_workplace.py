@@ -12,14 +12,15 @@ import ray
 from ray.exceptions import RayActorError
 
 from orchestrator.core.messages import Fetch, Join, Ping, Refused, Reply, Request, Stop
-from orchestrator.transport.ray_channel import NAMESPACE, alive_nodes, as_actor
+from orchestrator.transport.ray_channel import alive_nodes, as_actor
 from orchestrator.transport.ray_connection import connect
 from silos.actor import IO_THREADS, SILO_LABEL, SiloActor
 from silos.config import load_silo
 
 
 class OnRay:
-    """Finds the silo's actor, or starts it: on the node that is labelled for the silo, if there is one."""
+    """Starts the silo's actor: on the node that is labelled for the silo, if there is one. It has no name and ends
+    with the agent: none of an earlier agent, with an older document or older code, can go on in its place."""
 
     def __init__(self, name: str, silo_yaml: Path, address: str) -> None:
         """``silo_yaml``: its path on the actor's node. Raises `BadInput` where no Ray answers."""
@@ -27,10 +28,6 @@ class OnRay:
         self.name = name
         remote = as_actor(SiloActor, concurrency_groups={"io": IO_THREADS})
         self._actor = remote.options(
-            name=f"silo-{name}",
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
             num_cpus=0,
             num_gpus=load_silo(silo_yaml).num_gpus,
             max_restarts=-1,
