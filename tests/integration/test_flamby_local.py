@@ -102,9 +102,8 @@ def test_the_published_cells(tmp_path: Path, rule: str, seed: int) -> None:
     assert pooled_accuracy(ended.params) == pytest.approx(published_pooled()[rule, seed], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "rule, seed", [("Scaffold", 43), *(pytest.param(rule, 44, marks=pytest.mark.slow) for rule in RULES)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rule, seed", [("Scaffold", 43), *((rule, 44) for rule in RULES)])
 def test_hospitals_that_answer_in_any_order(tmp_path: Path, rule: str, seed: int) -> None:
     ended = run(job(rule, seed, options={"pause_s": 0.03}), tmp_path)
     check(ended, rule, seed)
@@ -165,9 +164,8 @@ def test_one_hospital_restarted_in_mid_run(tmp_path: Path, rule: str, seed: int)
     assert [(down.silo, down.version) for down in ended.of(events.SiloDown)] == [("va", 5)]
 
 
-@pytest.mark.parametrize(
-    "seeds", [(42,), pytest.param(SEEDS, marks=pytest.mark.slow)], ids=["one seed", "five seeds"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [(42,), SEEDS], ids=["one seed", "five seeds"])
 def test_weighted_and_unweighted_means_are_told_apart(tmp_path: Path, seeds: tuple[int, ...]) -> None:
     """FedAvg, converged (lr .03): accuracy on the pooled test rows .777 by examples, .720 with equal weights;
     each hospital's own, mean over seeds, .7500 .7551 .7500 .6000 and .6846 .6404 .8125 .7556."""

@@ -43,7 +43,9 @@ def check_cells(summary: dict[str, Any], rule: str, seed: int) -> None:
     assert cells == pytest.approx(flamby.published()[rule, seed], abs=1e-5, rel=0)
 
 
-@pytest.mark.parametrize(("rule", "seed"), [("FedAvg", 42), ("Scaffold", 44)])
+@pytest.mark.parametrize(
+    ("rule", "seed"), [("FedAvg", 42), pytest.param("Scaffold", 44, marks=pytest.mark.slow)]
+)
 def test_published_cells(ray_here: Any, heart_silos: Path, tmp_path: Path, rule: str, seed: int) -> None:
     """Two published runs, each with silo processes of its own."""
     running = Running(ray_here, published_job(rule, seed), heart_silos, tmp_path / "runs")

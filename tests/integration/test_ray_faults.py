@@ -13,6 +13,8 @@ import yaml
 from orchestrator.job import Job
 from tests.support.running import Running, launched
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_here: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Job], dict[str, Any]]:
@@ -47,7 +49,6 @@ def test_a_silo_killed_while_training_is_asked_again(
     assert summary["parameters_digest"] == undisturbed(job)["parameters_digest"]
 
 
-@pytest.mark.slow
 def test_a_quorum_closes_without_a_silo_that_was_killed(
     ray_here: Any, heart_silos: Path, tmp_path: Path, slow_job: Callable[..., Job]
 ) -> None:
@@ -61,7 +62,6 @@ def test_a_quorum_closes_without_a_silo_that_was_killed(
     assert all(len(version["contributors"]) >= 3 for version in summary["versions"])
 
 
-@pytest.mark.slow
 def test_a_silo_that_hangs_is_found_named_and_restarted(
     ray_here: Any, heart_silos: Path, tmp_path: Path, slow_job: Callable[..., Job], undisturbed: Any
 ) -> None:
@@ -77,7 +77,7 @@ def test_a_silo_that_hangs_is_found_named_and_restarted(
     assert summary["parameters_digest"] == undisturbed(job)["parameters_digest"]
 
 
-@pytest.mark.parametrize("version", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("version", [0, 2])
 def test_a_killed_driver_is_restarted_by_ray_and_goes_on(
     version: int,
     ray_here: Any,
@@ -98,7 +98,6 @@ def test_a_killed_driver_is_restarted_by_ray_and_goes_on(
     assert summary["parameters_digest"] == undisturbed(job)["parameters_digest"]
 
 
-@pytest.mark.slow
 def test_a_required_silo_that_never_comes_fails_the_run_by_name(
     ray_here: Any, heart_silos: Path, tmp_path: Path, slow_job: Callable[..., Job]
 ) -> None:
@@ -113,7 +112,6 @@ def test_a_required_silo_that_never_comes_fails_the_run_by_name(
     assert outcome.exit_code == 4 and "va" in outcome.reason and "allow_code" in outcome.reason
 
 
-@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits(
     ray_here: Any, heart_silos: Path, tmp_path: Path, slow_job: Callable[..., Job], undisturbed: Any
 ) -> None:

@@ -17,7 +17,7 @@ from orchestrator.transport.driver_process import Assignment
 from tests.support.nodes import Nodes
 from tests.support.running import LIMIT_S, Running, launched
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 
 def test_a_process_on_another_silos_node_refuses(ray_here: Any, heart_silos: Path) -> None:

@@ -206,6 +206,7 @@ def test_what_cannot_be_written_costs_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_fashion_mnist_from_the_publishers_files(tmp_path: Path) -> None:
     if not FASHION.exists():
         pytest.skip(f"Fashion-MNIST is not at {FASHION}")
