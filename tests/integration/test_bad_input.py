@@ -139,7 +139,9 @@ def test_a_silo_that_refuses_the_job_is_named_with_its_rule(
 ) -> None:
     """No mistake in the job as such: another organisation has the last word. Exit code 4."""
     write_silo(tmp_path, min_cohort=3)
-    one_line(run_on(give), 4, "va wants at least 3 silos", "(policy.min_cohort)", "give rounds.min_updates: 3")
+    one_line(
+        run_on(give), 4, "va wants at least 3 silos", "(policy.min_cohort)", "give rounds.min_updates: 3"
+    )
 
 
 def run_on(give: Give) -> Command:
