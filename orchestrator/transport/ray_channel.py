@@ -5,6 +5,7 @@ reach one another would stall a shared broadcast (notes: Ray 2.60). Flat NumPy a
 without a copy.
 """
 
+import asyncio
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
@@ -64,7 +65,7 @@ class Published:
 
 
 class RayChannel:
-    """Starts the job's silo actors, or finds those that run already, and calls them."""
+    """Starts the job's silo actors, each once its node is there, or finds those that run already, and calls them."""
 
     def __init__(
         self,
@@ -78,33 +79,37 @@ class RayChannel:
         None: each silo's process is on its own node, with its own document, and serves one run after the other.
         ``code``: folders in which silos on this machine look for the user's own modules.
         """
+        self._silos, self._documents = frozenset(silos), documents
         self._suffix = f"-{run_id}" if documents is not None else ""
         self._remote = as_actor(actor, concurrency_groups={"io": IO_THREADS})
         self._code = list(code)
         self._home = ray.get_runtime_context().get_node_id()
         self._node: dict[SiloId, str] = {}
-        self._actors = {silo: self._start(silo, documents) for silo in silos}
+        self._actors: dict[SiloId, Any] = {}
+        for silo in silos:
+            with suppress(SiloLost):
+                self._actor(silo)
 
     def online(self) -> Set[SiloId]:
         """All of them may be asked; a call tells who does not answer."""
-        return self._actors.keys()
+        return self._silos
 
     async def publish(self, parts: Parts) -> Published:
         return Published(parts, self._home)
 
     async def call(self, silo: SiloId, request: Request) -> Reply:
+        actor: Any = self._actors.get(silo) or await asyncio.to_thread(self._actor, silo)
         try:
-            reply: Reply = await self._send(silo, request)
+            reply: Reply = await self._sent(actor, silo, request)
         except _LOST as error:
             raise SiloLost(silo, _why(error)) from None
         except RayTaskError as error:
             return Refused(silo=silo, code="failed", reason=str(error).strip().splitlines()[-1])
         if isinstance(reply, Joined):
-            self._node[silo] = (await self._actors[silo].place.remote())[0]
+            self._node[silo] = (await actor.place.remote())[0]
         return reply
 
-    def _send(self, silo: SiloId, request: Request) -> Any:
-        actor = self._actors[silo]
+    def _sent(self, actor: Any, silo: SiloId, request: Request) -> Any:
         if isinstance(request, _AT_ONCE):
             return actor.answer.remote(request)
         if isinstance(request, Train | Evaluate):
@@ -117,7 +122,8 @@ class RayChannel:
 
     async def restart(self, silo: SiloId) -> None:
         """SIGKILL by the node's raylet, which works on a stopped process too; Ray starts it anew."""
-        ray.kill(self._actors[silo], no_restart=False)
+        if silo in self._actors:
+            ray.kill(self._actors[silo], no_restart=False)
 
     def describe(self, wait_s: float) -> dict[SiloId, dict[str, Any]]:
         """What each silo says of itself; without those that do not answer in time."""
@@ -134,18 +140,21 @@ class RayChannel:
         for actor in self._actors.values() if self._suffix else ():
             ray.kill(actor)
 
-    def _start(self, silo: SiloId, documents: dict[SiloId, str] | None) -> Any:
-        options = _here(documents[silo]) if documents is not None else _on_its_node(silo)
-        return self._remote.options(
-            name=f"silo-{silo}{self._suffix}",
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=0,
-            **options,
-        ).remote(silo, documents[silo] if documents is not None else None, self._code)
+    def _actor(self, silo: SiloId) -> Any:
+        """The silo's process. Raises `SiloLost` while there is no node for it."""
+        if silo not in self._actors:
+            document = self._documents[silo] if self._documents is not None else None
+            self._actors[silo] = self._remote.options(
+                name=f"silo-{silo}{self._suffix}",
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=0,
+                **(_on_its_node(silo) if document is None else _here(document)),
+            ).remote(silo, document, self._code)
+        return self._actors[silo]
 
 
 def _here(document: str) -> dict[str, Any]:
@@ -158,8 +167,11 @@ def _here(document: str) -> dict[str, Any]:
 
 
 def _on_its_node(silo: SiloId) -> dict[str, Any]:
-    """Pinned by the label that the site's administrator gave the node; its GPU is counted if it has one."""
+    """Pinned by the label that the site's administrator gave the node; its GPU is counted if it has one, which an
+    actor asks for once and for all."""
     nodes = [node for node in alive_nodes() if node["Labels"].get(SILO_LABEL) == silo]
+    if not nodes:
+        raise SiloLost(silo, "no node yet")
     gpus = 1 if any(node["Resources"].get("GPU", 0) >= 1 for node in nodes) else 0
     return {"label_selector": {SILO_LABEL: silo}, "num_gpus": gpus}
 

@@ -15,13 +15,14 @@ class Nodes(AbstractContextManager["Nodes"]):
     One after the other, five seconds each: side by side they get into each other's way.
     """
 
-    def __init__(self, documents: Mapping[str, Path]) -> None:
-        self._documents = documents
+    def __init__(self, documents: Mapping[str, Path], num_gpus: int = 0) -> None:
+        """``num_gpus``: that each is counted to have, whatever the machine has."""
+        self._documents, self._num_gpus = documents, num_gpus
         self._nodes: list[Any] = []
 
     def __enter__(self) -> "Nodes":
         for silo, document in self._documents.items():
-            self._nodes.append(_node(silo, document))
+            self._nodes.append(_node(silo, document, self._num_gpus))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -29,7 +30,7 @@ class Nodes(AbstractContextManager["Nodes"]):
             node.kill_all_processes(check_alive=False, allow_graceful=True)
 
 
-def _node(silo: str, document: Path) -> Any:
+def _node(silo: str, document: Path, num_gpus: int) -> Any:
     from ray._private import node, parameter, worker
 
     head = worker._global_node
@@ -38,6 +39,7 @@ def _node(silo: str, document: Path) -> Any:
         node_ip_address=head.node_ip_address,
         temp_dir=os.environ["RAY_TMPDIR"],
         num_cpus=1,
+        num_gpus=num_gpus,
         object_store_memory=STORE_BYTES,
         labels={"siloray.silo": silo},
         env_vars={"SILORAY_SILO": str(document)},
