@@ -62,6 +62,12 @@ def child(uri: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
+def parent(uri: str) -> str:
+    """The URI of the folder that holds that of ``uri``."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]))
+
+
 def copies(uri: str, kind: str) -> Path:
     """The folder on this machine for copies of what the URI's folder holds."""
     parts = urlsplit(uri)

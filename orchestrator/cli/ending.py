@@ -16,13 +16,16 @@ from orchestrator.disk import DiskFull
 from orchestrator.summary import SUMMARY, read_summary, summarise, write_summary
 
 
-def conclude(run_dir: Path, outcome: Outcome, durable: Iterable[Event], as_json: bool) -> None:
-    """Say how the run ended. Where its directory is on this machine, see that its summary is there."""
+def conclude(
+    run_dir: Path, outcome: Outcome, durable: Iterable[Event], as_json: bool, name: str | None = None
+) -> None:
+    """Say how the run ended. Where its directory is on this machine, see that its summary is there. ``name``: the run
+    as a command has to be told of it, where its id would not do."""
     summary = _summary(run_dir, durable)
     say: Display = JsonLines() if as_json else Lines()
     if not as_json and summary["silos"]:
         print_silos(summary)
-    head, *rest = closing(run_dir, outcome, summary)
+    head, *rest = closing(run_dir, outcome, summary, name or run_dir.name)
     failures.say(head) if outcome.status == "failed" else say.tell(head)
     for line in rest:
         say.tell(line)
@@ -37,7 +40,7 @@ def _summary(run_dir: Path, durable: Iterable[Event]) -> dict[str, Any]:
         return read_summary(run_dir)
 
 
-def closing(run_dir: Path, outcome: Outcome, summary: Mapping[str, Any]) -> list[str]:
+def closing(run_dir: Path, outcome: Outcome, summary: Mapping[str, Any], name: str) -> list[str]:
     """The lines below the table."""
     num, total = len(summary["versions"]), summary["total_rounds"]
     took = words.duration(summary["ended"] - summary["started"])
@@ -48,7 +51,7 @@ def closing(run_dir: Path, outcome: Outcome, summary: Mapping[str, Any]) -> list
     lines.append(f"summary  {run_dir / SUMMARY}")
     if _is_tracked(run_dir):
         lines.append("curves   siloray ui")
-    return lines if outcome.status == "done" else [*lines, f"go on    siloray resume {run_dir.name}"]
+    return lines if outcome.status == "done" else [*lines, f"go on    siloray resume {name}"]
 
 
 def _is_tracked(run_dir: Path) -> bool:

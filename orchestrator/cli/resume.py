@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options, run_dirs
+from orchestrator.cli.run_dirs import Folder, named
 from orchestrator.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ def resume(
     no_checks: options.NoChecks = False,
 ) -> None:
     """Go on with an unfinished run, as it was started; with --address, from any machine of that cluster."""
-    run_dir = run_dirs.locate(run, address, runs_dir)
-    record, folder = _record(run_dir, address), run_dirs.again(run_dir, address, runs_dir)
+    found = run_dirs.locate(run, address, runs_dir)
+    run_dir, folder = found.run_dir, found.folder
+    record = _record(run_dir, address)
     from orchestrator.cli import session
 
     if record.done:
-        raise BadInput(f"{run_dir.name} is done; 'siloray show {run_dir.name}' tells what it came to")
+        name, where = named(run_dir.name, None, Folder(str(run_dir.parent))), " there" if address else ""
+        raise BadInput(f"{run_dir.name} is done; 'siloray show {name}'{where} tells what it came to")
     if "listen" in record.command:
         from orchestrator.cli import serve
 

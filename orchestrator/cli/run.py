@@ -25,6 +25,9 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One event per line, as JSON.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Leave once started; needs --address.")] = False,
     no_checks: options.NoChecks = False,
+    submission: Annotated[
+        str | None, typer.Option(hidden=True, help="Go on with the run that had this word, or start one.")
+    ] = None,
 ) -> None:
     """Train a model as the job says. The same command again goes on with an unfinished run.
 
@@ -44,6 +47,7 @@ def run(
         as_json=as_json,
         detach=detach,
         checks=not no_checks,
+        submission=submission,
     )
     session.perform(command, jobs.read(job))
 

@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ RUNS_DIR = Path("runs")
 JOURNAL = "journal.jsonl"
 COMMAND = "command.json"
 JOB = "job.json"
+
+PACKAGES = "/working_dir_files/"
+"""Ray unpacks the folder of a submitted job in here, and deletes it when the job has ended."""
 
 _NOTED = {"job_file", "job_digest", "silos_dir", "address", "tracking_uri", "track"}
 
@@ -38,7 +43,10 @@ class Folder:
     @property
     def there(self) -> Path | str:
         """As another process or machine understands it. Raises BadInput."""
-        return checked(self.text) if self.in_store else self._path().absolute()
+        if self.in_store:
+            return checked(self.text)
+        check_lasting("--runs-dir", self.text)
+        return self._path().absolute()
 
     def look(self) -> Path:
         """The folder on this machine; of a store, what there is to look at. Raises BadInput."""
@@ -51,14 +59,35 @@ class Folder:
     def _path(self) -> Path:
         if Path(self.text).is_file():
             raise BadInput(f"{self.text} is a file, not a folder of runs")
+        if self.text.startswith("~"):
+            raise BadInput(
+                f"{self.text}: '~' is for the shell, which has not replaced it; give the whole path"
+            )
         return Path(self.text)
 
     def run_dir(self, run: Run) -> Path:
-        """The directory of a run that is driven in this folder."""
-        return run.run_dir if self.in_store else Path(self.text) / run.run_id
+        """The directory of a run, by the name of this folder if it lies here."""
+        here = Path(self.text) / run.run_id
+        return run.run_dir if self.in_store or here.absolute() != run.run_dir else here
 
 
 HERE = Folder(str(RUNS_DIR))
+
+
+def check_whole(option: str, text: str) -> None:
+    """`BadInput` for a path that means something in this folder only."""
+    path = text.partition(":///")[2] if text.startswith("sqlite") else text
+    if not is_uri(path) and not Path(path).is_absolute():
+        raise BadInput(
+            f"{option} {text}: on the driver's node this is no place that stays; give a path from the root (/...), "
+            "or a URI"
+        )
+
+
+def check_lasting(option: str, text: str) -> None:
+    """`BadInput` for a path in the folder of a submitted job."""
+    if PACKAGES in os.getcwd():
+        check_whole(option, text)
 
 
 def ids(runs_dir: Path) -> list[str]:
@@ -72,10 +101,13 @@ def find(runs_dir: Path, text: str) -> Path:
     return runs_dir / match(text, ids(runs_dir), runs_dir)
 
 
-def match(text: str, known: Sequence[str], runs_dir: object) -> str:
+def match(text: str, known: Sequence[str], runs_dir: object, address: str | None = None) -> str:
     """The one of the ``known`` run ids that ``text`` names; the last of them is the newest."""
+    more = f" --address {address}" if address else ""
     if not known:
-        raise BadInput(f"{runs_dir}: no runs here; 'siloray run JOB' makes one, '--runs-dir' looks elsewhere")
+        raise BadInput(
+            f"{runs_dir}: no runs here; 'siloray run JOB{more}' makes one, '--runs-dir' looks elsewhere"
+        )
     if text == "last":
         return known[-1]
     matches = [text] if text in known else [each for each in known if each.startswith(text) and text]
@@ -83,24 +115,52 @@ def match(text: str, known: Sequence[str], runs_dir: object) -> str:
         raise BadInput(f"'{text}' is the start of {len(matches)} runs: {some(sorted(matches))}")
     if not matches:
         close = difflib.get_close_matches(text, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "'siloray list' names them"
+        hint = f"did you mean '{close[0]}'?" if close else f"'siloray list{more}' names them"
         raise BadInput(f"no run '{text}' in {runs_dir}; {hint}")
     return matches[0]
 
 
-def locate(text: str, address: str | None, runs_dir: Folder | None) -> Path:
-    """The directory of the run that ``text`` names: on this machine, or with an address on the driver's node. There
-    a run is also known by its driver, wherever its directory lies."""
-    if address is None:
-        named = runs_dir or HERE
-        here = named.look()
-        return here / match(text, ids(here), named)
+@dataclass(frozen=True)
+class Located:
+    """A run that was found."""
+
+    run_dir: Path
+    """With an address on the driver's node, else on this machine."""
+    folder: Folder | None
+    """In which to go on with it; None: where the driver's node would look by itself."""
+
+
+def locate(text: str, address: str | None, runs_dir: Folder | None) -> Located:
+    """The run that ``text`` names: on this machine, or with an address on the driver's node. There a run is also known
+    by its driver, wherever its directory lies. Raises BadInput."""
+    if address is not None:
+        return _locate_there(text, address, runs_dir)
+    named = runs_dir or HERE
+    here = named.look()
+    run_dir = here / match(text, ids(here), named)
+    return Located(run_dir, named if named.in_store else Folder(str(run_dir.parent)))
+
+
+def _locate_there(text: str, address: str, runs_dir: Folder | None) -> Located:
     from orchestrator.transport import ray as transport
 
     transport.connect(address, 0)
-    folder, known = transport.on_driver_node(runs_in, absolute(runs_dir))
-    elsewhere = [each for each in transport.running() if each not in known]
-    return Path(folder) / match(text, [*elsewhere, *known], Path(folder))
+    driven = transport.drivers()
+    folders = {run_id: each.run_dir for run_id, each in driven.items()}
+    folder, known = transport.on_driver_node(runs_in, absolute(runs_dir), folders)
+    run_id = match(text, list(known), folder, address)
+    run_dir = Path(known[run_id])
+    if run_dir.parent == Path(folder):
+        return Located(run_dir, runs_dir)
+    return Located(run_dir, Folder(transport.runs_dir_of(driven[run_id])))
+
+
+def named(run_id: str, address: str | None, runs_dir: Folder | None) -> str:
+    """The run as the next command has to be told of it."""
+    from orchestrator.transport import started_runs
+
+    usual = runs_dir is None or (address is None and runs_dir == HERE)
+    return started_runs.named(run_id, address, None if usual or runs_dir is None else runs_dir.text)
 
 
 def absolute(runs_dir: Folder | None) -> str | None:
@@ -108,19 +168,16 @@ def absolute(runs_dir: Folder | None) -> str | None:
     return None if runs_dir is None else str(runs_dir.there)
 
 
-def again(run_dir: Path, address: str | None, runs_dir: Folder | None) -> Folder | None:
-    """The folder in which to go on with a run that was found at ``run_dir``; None: what the driver's node says."""
-    if runs_dir is None and address is not None:
-        return None
-    return runs_dir if runs_dir is not None and runs_dir.in_store else Folder(str(run_dir.parent))
-
-
-def runs_in(given: str | None) -> tuple[str, list[str]]:
-    """The folder of runs on the driver's node, where this is called, and the run ids in it."""
+def runs_in(given: str | None, driven: Mapping[str, str] | None = None) -> tuple[str, dict[str, str]]:
+    """The folder of runs on the driver's node, where this is called. The directories of the runs in it, and of those
+    that are ``driven`` elsewhere, by run id; the one that was active last at the end."""
     from orchestrator.transport.started_runs import runs_folder
 
     folder = runs_folder(given)
-    return str(folder), ids(folder)
+    found = {run_id: str(folder / run_id) for run_id in ids(folder)}
+    elsewhere = {run_id: run_dir for run_id, run_dir in (driven or {}).items() if run_id not in found}
+    ordered = sorted((found | elsewhere).items(), key=lambda each: _active(Path(each[1])))
+    return str(folder), dict(ordered)
 
 
 def is_served(run_dir: Path) -> bool:
@@ -137,8 +194,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def _active(folder: Path) -> float:
+    """In seconds since 1970: now for a run that is only about to have a directory."""
     times = [path.stat().st_mtime for name in (JOURNAL, COMMAND) if (path := folder / name).is_file()]
-    return max(times, default=0.0)
+    return max(times, default=time.time())
 
 
 def command_text(command: Mapping[str, Any]) -> str:

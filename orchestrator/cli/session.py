@@ -38,7 +38,10 @@ class Command:
     """None: a database beside the runs of the cluster."""
     track: bool
     run_id: str | None = None
-    """The run to go on with; None: the newest unfinished one of this job, or a new one."""
+    """The run to go on with; None: that of the submission, or without one the newest unfinished one of this job, or a
+    new one."""
+    submission: str | None = None
+    """The name under which ``siloray submit`` gave this command to the cluster."""
     as_json: bool = False
     detach: bool = False
     checks: bool = True
@@ -75,16 +78,19 @@ def command_of(
         tracking_uri=note["tracking_uri"],
         track=note["track"],
         run_id=run_id,
+        submission=None,
         **how,
     )
 
 
 def tracking_uri(given: str | None, address: str | None = None) -> str | None:
-    """As given, else a file in this folder; the driver runs in another one. A cluster has its own default."""
+    """As given, else a file in this folder; the driver runs in another one. A cluster has its own default. Raises
+    BadInput."""
     if given is None and address is not None:
         return None
     from tracking.server import absolute
 
+    run_dirs.check_lasting("--tracking-uri", given or "sqlite:///mlflow.db")
     return absolute(given or "sqlite:///mlflow.db")
 
 
@@ -102,11 +108,20 @@ def _perform(command: Command, job: Job) -> None:
     began = time.time()
     run = _start(command, job)
     run_dir = command.runs_dir.run_dir(run) if command.runs_dir else run.run_dir
-    if command.detach:
-        run_id = run.run_id
-        typer.echo(f"{run_id} runs on; 'siloray watch {run_id}' shows it, 'siloray stop {run_id}' ends it")
+    name = run_dirs.named(run.run_id, command.address, command.runs_dir)
+    if command.submission is not None and _is_done(run):
+        typer.echo(
+            f"{run.run_id} was submitted before and is done; --new submits the job once more", err=True
+        )
+    elif command.detach:
+        typer.echo(f"{run.run_id} runs on; 'siloray watch {name}' shows it, 'siloray stop {name}' ends it")
         return
-    raise typer.Exit(attend(run, run_dir, began, command.as_json, command.address is not None))
+    raise typer.Exit(attend(run, run_dir, began, command.as_json, command.address is not None, name))
+
+
+def _is_done(run: Run) -> bool:
+    outcome = run.outcome()
+    return outcome is not None and outcome.status == "done"
 
 
 def _check(command: Command, job: Job) -> None:
@@ -137,26 +152,28 @@ def _start(command: Command, job: Job) -> Run:
         address=command.address,
         new=command.new,
         run_id=command.run_id,
+        submission=command.submission,
         tracking_uri=command.tracking_uri if command.track else None,
         track=command.track,
         notes={run_dirs.COMMAND: run_dirs.command_text(command.note(job))},
     )
 
-    def connected() -> None:
-        interrupt.watch()
+    def check() -> None:
         if command.checks and command.address is not None:
             cluster_checks.refuse(job if command.silos_dir is None else None)
 
     try:
-        return transport.start(job, options, connected)
+        return transport.start(job, options, interrupt.watch, check)
     except BaseException:
         transport.shutdown()
         raise
 
 
-def attend(run: Run, run_dir: Path, began: float, as_json: bool, outlives: bool = False) -> int:
+def attend(
+    run: Run, run_dir: Path, began: float, as_json: bool, outlives: bool = False, name: str | None = None
+) -> int:
     """Follow a run that this command answers for; its exit code. ``run_dir``: its directory on the driver's machine.
-    ``outlives``: its driver would go on without this command."""
+    ``outlives``: its driver would go on without this command. ``name``: see `conclude`."""
     from orchestrator.cli.ending import conclude
     from orchestrator.cli.follow import LeftAtOnce, follow
     from orchestrator.transport import ray as transport
@@ -167,11 +184,11 @@ def attend(run: Run, run_dir: Path, began: float, as_json: bool, outlives: bool 
 
     try:
         followed = follow(run, as_json, ask_to_stop, since=began)
-        conclude(run_dir, followed.outcome, followed.durable, as_json)
+        conclude(run_dir, followed.outcome, followed.durable, as_json, name)
         run.close()
         return followed.outcome.exit_code
     except LeftAtOnce:
-        _leave(run)
+        _leave(run, name or run.run_id)
         return STOPPED
     except KeyboardInterrupt:  # it came while the run started
         if outlives:
@@ -189,10 +206,10 @@ def _grace_s() -> float | None:
         return None
 
 
-def _leave(run: Run) -> None:
+def _leave(run: Run, name: str) -> None:
     """Give the round in hand up. What was committed stays, so that the run can go on."""
     run.stop(now=True)
     until = time.monotonic() + LEAVING_S
     while run.outcome() is None and time.monotonic() < until:
         time.sleep(0.05)
-    typer.echo(f"left at once; go on with 'siloray resume {run.run_id}'", err=True)
+    typer.echo(f"left at once; go on with 'siloray resume {name}'", err=True)

@@ -12,7 +12,7 @@ from orchestrator.core.printable import printable
 
 def show(run: options.RunName, runs_dir: options.SeenRunsDir = None, as_json: options.AsJson = False) -> None:
     """Show a run: its silos, its versions, what was refused, and the best version."""
-    run_dir = run_dirs.locate(run, None, runs_dir)
+    run_dir = run_dirs.locate(run, None, runs_dir).run_dir
     from orchestrator.summary import read_summary
 
     summary = read_summary(run_dir)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.bucket import checked
-from orchestrator.cli import options
+from orchestrator.cli import options, run_dirs
 from orchestrator.core.errors import BadInput
 
 if TYPE_CHECKING:
     from orchestrator.transport.ray_jobs import Jobs, Submission
+
+LEFT = 130
+"""As a shell has it for a command that Ctrl-C ended: no word on how the run goes."""
 
 
 def submit(
@@ -22,17 +25,17 @@ def submit(
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, which takes jobs.")
     ] = "http://127.0.0.1:8265",
     token: Annotated[
-        str, typer.Option(help="A word of yours: with another one, the same job is submitted once more.")
+        str, typer.Option(help="A word of yours: with another one, the same job is another run.")
     ] = "",
-    new: Annotated[bool, typer.Option("--new", help="Submit it once more, and start another run.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Start another run, with a word made up.")] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Show the log until the run ends, and exit as it does.")
     ] = True,
     runs_dir: Annotated[
         str | None,
         typer.Option(
-            help="Folder of the driver's node, or a URI in a store (s3://bucket/runs); default: SILORAY_RUNS there, "
-            "else ~/siloray/runs."
+            help="Folder of the driver's node, from the root, or a URI in a store (s3://bucket/runs); default: "
+            "SILORAY_RUNS there, else ~/siloray/runs."
         ),
     ] = None,
     tracking_uri: Annotated[
@@ -47,26 +50,20 @@ def submit(
 ) -> None:
     """Submit a job to a Ray cluster: 'siloray run' there, as 'ray job submit' would start it.
 
-    This folder is sent along (the job file and modules; not runs, data, or silo documents). The same command again
-    follows the same submission. Ctrl-C leaves; the run goes on. Exit codes as 'siloray run'.
+    The job document is sent, and no other file: modules of your own are those that are installed at the silos. The
+    same command again follows the same run, goes on with it, or says that it is done. Ctrl-C leaves (exit code 130);
+    the run goes on. Exit codes else as 'siloray run'.
     """
     from orchestrator.cli import jobs
 
     checked(runs_dir or "")
+    for option, text in (("--runs-dir", runs_dir), ("--tracking-uri", tracking_uri)):
+        if text is not None:
+            run_dirs.check_whole(option, text)
     digest = jobs.read(job).digest
-    file = _inside(job)
-    word = secrets.token_hex(3) if new else _word(token)
-    more = _flags(runs_dir, tracking_uri, no_track=no_track, new=new, no_checks=no_checks)
-    command = shlex.join([python, "-m", "orchestrator", "run", str(file), *more])
-    raise typer.Exit(_perform(address, _name(digest, word), command, wait, digest))
-
-
-def _inside(job: Path) -> Path:
-    """The job file as it is called in the folder that is sent."""
-    try:
-        return job.resolve().relative_to(Path.cwd().resolve())
-    except ValueError:
-        raise BadInput(f"{job}: not in this folder, which is what is sent to the cluster") from None
+    name = _name(digest, secrets.token_hex(3) if new else _word(token))
+    more = _flags(runs_dir, tracking_uri, no_track=no_track, no_checks=no_checks)
+    raise typer.Exit(_perform(address, name, job, [python, *more], wait, digest))
 
 
 def _word(token: str) -> str:
@@ -85,18 +82,21 @@ def _flags(runs_dir: str | None, tracking_uri: str | None, **flags: bool) -> lis
     return values + [f"--{name.replace('_', '-')}" for name, value in flags.items() if value]
 
 
-def _perform(address: str, name: str, command: str, wait: bool, digest: str) -> int:
-    from orchestrator.transport.ray_jobs import Jobs
+def _perform(address: str, name: str, job: Path, how: list[str], wait: bool, digest: str) -> int:
+    from orchestrator.transport.ray_jobs import JOB_FILE, Jobs
 
+    python, *more = how
+    command = [python, "-m", "orchestrator", "run", JOB_FILE, "--submission", name, *more]
     cluster = Jobs(address)
-    found = cluster.submit(name, command, str(Path.cwd()), {"siloray_job_digest": digest})
+    found = cluster.submit(name, shlex.join(command), job, {"siloray_job_digest": digest})
     if found.status == "SUCCEEDED":
         typer.echo(f"{found.name} was submitted before and is done; --new submits it once more")
         return 0
     verb = "submitted" if found.is_new else "was submitted before"
     typer.echo(f"{found.name} {verb}", err=True)
     if not wait:
-        typer.echo(f"the same command with --wait follows it; 'ray job stop {found.name}' ends it")
+        stop = f"ray job stop {found.name} --address {shlex.quote(cluster.address)}"
+        typer.echo(f"the same command with --wait follows it; '{stop}' ends it")
         return 0
     return _follow(cluster, found)
 
@@ -105,10 +105,10 @@ def _follow(cluster: "Jobs", found: "Submission") -> int:
     try:
         for text in cluster.log(found.name):
             print(text, end="", flush=True)
+        code = cluster.exit_code(found.name)
+        if code:
+            typer.echo(f"{found.name} ended with exit code {code}: {cluster.message(found.name)}", err=True)
+        return code
     except KeyboardInterrupt:
         typer.echo(f"{found.name} goes on; the same command looks at it again", err=True)
-        return 0
-    code = cluster.exit_code(found.name)
-    if code:
-        typer.echo(f"{found.name} ended with exit code {code}: {cluster.message(found.name)}", err=True)
-    return code
+        return LEFT

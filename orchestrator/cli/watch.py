@@ -19,10 +19,12 @@ def watch(
     as_json: options.AsJson = False,
 ) -> None:
     """Show a run while it goes on. Ctrl-C leaves; the run goes on. Exits as 'siloray run' does."""
-    raise typer.Exit(_watch(run_dirs.locate(run, address, runs_dir), address, as_json))
+    found = run_dirs.locate(run, address, runs_dir)
+    name = run_dirs.named(found.run_dir.name, address, found.folder)
+    raise typer.Exit(_watch(found.run_dir, address, as_json, name))
 
 
-def _watch(run_dir: Path, address: str | None, as_json: bool) -> int:
+def _watch(run_dir: Path, address: str | None, as_json: bool, name: str) -> int:
     from orchestrator.cli.ending import conclude
     from orchestrator.cli.follow import LeftAtOnce, follow
 
@@ -30,9 +32,9 @@ def _watch(run_dir: Path, address: str | None, as_json: bool) -> int:
         try:
             followed = follow(run, as_json, _leave)
         except LeftAtOnce:
-            typer.echo(f"{run_dir.name} goes on; 'siloray stop {run_dir.name}' ends it", err=True)
+            typer.echo(f"{run_dir.name} goes on; 'siloray stop {name}' ends it", err=True)
             return 0
-        conclude(run_dir, followed.outcome, followed.durable, as_json)
+        conclude(run_dir, followed.outcome, followed.durable, as_json, name)
         return followed.outcome.exit_code
 
 

@@ -21,21 +21,30 @@ from orchestrator.transport.driver_process import Assignment
 from orchestrator.transport.ray_channel import NAMESPACE, RayChannel, check_nodes
 from orchestrator.transport.ray_connection import cluster_address, connect, dashboard_url, listens, shutdown
 from orchestrator.transport.ray_driver import remote_driver
-from orchestrator.transport.ray_home import ANSWER_S, driver_name, on_driver_node, placement, running
-from orchestrator.transport.ray_run import RayRun, attach
+from orchestrator.transport.ray_home import ANSWER_S, driver_name, on_driver_node, placement
+from orchestrator.transport.ray_run import DoneRun, RayRun, attach, drivers, runs_dir_of
 from orchestrator.transport.ray_silos import SiloLine, silos
 from orchestrator.transport.served import Door
-from orchestrator.transport.started_runs import Place, new_id, noted_address, place
+from orchestrator.transport.started_runs import (
+    SUBMISSION,
+    Place,
+    new_id,
+    noted_address,
+    place,
+    submission_note,
+)
 
 __all__ = [
+    "DoneRun",
     "RayRun",
     "RunOptions",
     "SiloLine",
     "attach",
     "connect",
     "dashboard_url",
+    "drivers",
     "on_driver_node",
-    "running",
+    "runs_dir_of",
     "shutdown",
     "silos",
     "start",
@@ -61,17 +70,32 @@ class RunOptions:
     """None, on a cluster: a database beside the runs."""
     track: bool = True
     run_id: str | None = None
+    submission: str | None = None
+    """Of several commands with the same one, the first makes a run and the others go on with it. None: with the
+    unfinished run of this job."""
     door: Door | None = None
     """Silos dial in there, on the driver's node."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Small files for the run directory: name and text."""
 
 
-def start(job: Job, options: RunOptions, connected: Callable[[], None] = lambda: None) -> RayRun:
+def _nothing() -> None:
+    pass
+
+
+def start(
+    job: Job,
+    options: RunOptions,
+    connected: Callable[[], None] = _nothing,
+    begins: Callable[[], None] = _nothing,
+) -> RayRun | DoneRun:
     """Connect to Ray, and start or find the driver of this job's unfinished run, or of a new one. ``connected`` is
-    called as soon as Ray is there."""
+    called as soon as Ray is there, ``begins`` before anything is started on it."""
     documents = _documents(job, options)
     found = _connect(job, options, connected)
+    if found.done is not None and found.run_id is not None:
+        return DoneRun(found.run_id, Path(found.folder) / found.run_id, found.done)
+    begins()
     if documents is None and options.door is None:
         check_nodes(job.silos)
     run_id = found.run_id or new_id(job)
@@ -80,7 +104,8 @@ def start(job: Job, options: RunOptions, connected: Callable[[], None] = lambda:
         RayChannel(run_id, job.silos, documents, assignment.code)
     _dismiss_finished(run_id)
     actor = remote_driver(assignment, NAMESPACE, placement())
-    return RayRun(run_id, Path(assignment.run_dir), actor, found.num_opened)
+    runs_dir = str(options.runs_dir) if options.runs_dir and options.address else None
+    return RayRun(run_id, Path(assignment.run_dir), actor, found.num_opened, options.address, runs_dir)
 
 
 def _connect(job: Job, options: RunOptions, connected: Callable[[], None]) -> Place:
@@ -89,6 +114,7 @@ def _connect(job: Job, options: RunOptions, connected: Callable[[], None]) -> Pl
         str(options.runs_dir) if options.runs_dir else None,
         None if options.new else job.digest,
         options.run_id,
+        options.submission,
     )
     if options.address is None:
         found = place(*asked)
@@ -96,13 +122,30 @@ def _connect(job: Job, options: RunOptions, connected: Callable[[], None]) -> Pl
             _refuse_if_running(Path(found.folder) / found.run_id)
     connect(options.address, len(job.silos))
     connected()
-    return found if options.address is None else on_driver_node(place, *asked)
+    if options.address is None:
+        return found
+    found = on_driver_node(place, *asked)
+    if found.run_id is not None or options.submission is None:
+        return found
+    return _begun(options.submission) or found
+
+
+def _begun(submission: str) -> Place | None:
+    """The run of this submission, if its driver has no directory yet, or one in another folder."""
+    for run_id, assignment in drivers().items():
+        if assignment.notes.get(SUBMISSION) == submission_note(submission):
+            folder = str(Path(assignment.run_dir).parent)
+            return Place(folder, run_id, 0, runs_dir_of(assignment) if assignment.mirror else None)
+    return None
 
 
 def _assignment(
     job: Job, options: RunOptions, run_id: str, found: Place, documents: dict[str, str] | None
 ) -> Assignment:
     folder = Path(found.folder)
+    notes = {**options.notes, "ray.json": json.dumps({"address": cluster_address()})}
+    if options.submission is not None:
+        notes[SUBMISSION] = submission_note(options.submission)
     return Assignment(
         run_id=run_id,
         run_dir=str(folder / run_id),
@@ -112,7 +155,7 @@ def _assignment(
         tracking_uri=_tracking_uri(options, folder),
         door=asdict(options.door) if options.door else None,
         mirror=child(found.store, run_id) if found.store else None,
-        notes={**options.notes, "ray.json": json.dumps({"address": cluster_address()})},
+        notes=notes,
     )
 
 

@@ -47,6 +47,10 @@ class DriverActor(DriverProcess):
         self._asked = time.monotonic()
         return super().outcome()
 
+    def about(self) -> Assignment:
+        """What it works on, and where."""
+        return self.assignment
+
     def leave(self) -> None:
         """Nobody needs this process any more, or will soon not."""
         threading.Timer(LINGER_S, _end).start()

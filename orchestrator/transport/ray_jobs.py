@@ -1,7 +1,7 @@
 """Submitting a job to a Ray cluster over the HTTP of its dashboard: once, however often it is asked.
 
 A submission has a name that is made of the job and a token. Ray takes a name once; what has failed or was stopped is
-submitted again under the next number.
+submitted again under the next number. Of this machine's files, the job document is sent and nothing else.
 """
 
 from orchestrator.transport import ray_settings  # noqa: F401
@@ -9,31 +9,27 @@ from orchestrator.transport import ray_settings  # noqa: F401
 # isort: split
 import asyncio
 import logging
+import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import aiohttp
+from ray.dashboard.modules import dashboard_sdk
+from ray.dashboard.modules.job import sdk
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from orchestrator.core.errors import BadInput, CannotGoOn
 
-EXCLUDES = [
-    "/runs/",
-    "/data/",
-    "/mlruns/",
-    "/mlflow.db*",
-    ".venv/",
-    ".git/",
-    "__pycache__/",
-    "silo.yaml",
-]
-"""What stays behind: runs, data, and the silos' own documents, which are nobody else's business."""
-
-SILOS = "/silos/"
-"""Stays behind too, as it holds the documents and data of silos for trials on one machine."""
+JOB_FILE = "job.yaml"
+"""What the job document is called in the folder in which the command is run."""
 
 STOP_WAIT_S = 30
 """After ``ray job stop``, the round in hand has so long to end; Ray's own default is three seconds."""
@@ -41,6 +37,11 @@ STOP_WAIT_S = 30
 POLL_S = 0.5
 STARTS_S = 120.0
 """Ray unpacks the folder and starts the job within this time."""
+
+TROUBLES = (RayError, RuntimeError, ValueError, OSError, aiohttp.ClientError)
+"""What Ray's client raises where a cluster is away, takes no such token, or is something else."""
+
+_ADDRESS = "RAY_API_SERVER_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -52,44 +53,40 @@ class Submission:
     """``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED``, ``STOPPED``."""
     is_new: bool
 
-    @property
-    def goes_on(self) -> bool:
-        return self.status in ("PENDING", "RUNNING")
-
 
 class Jobs:
     """The jobs of one cluster."""
 
     def __init__(self, address: str) -> None:
+        """Raises `BadInput`."""
         self.address = address if "//" in address else f"http://{address}"
+        for logger in (logging.getLogger("ray"), sdk.logger, dashboard_sdk.logger):
+            logger.setLevel(logging.WARNING)  # they tell of packages and sockets amid our lines
         try:
-            self._client = JobSubmissionClient(self.address)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            with _only(self.address):
+                self._client = JobSubmissionClient(self.address)
+        except TROUBLES as error:
             raise BadInput(f"--address {address}: {_why(error)}") from None
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of uploads and sockets amid our lines
 
-    def submit(self, name: str, command: str, folder: str, metadata: Mapping[str, str]) -> Submission:
-        """Submit the command, unless that was done before and it runs or has succeeded."""
+    def submit(self, name: str, command: str, job: Path, metadata: Mapping[str, str]) -> Submission:
+        """Submit the command, unless that was done before and it runs or has succeeded. It finds the job document
+        beside it, as `JOB_FILE`. Raises `BadInput`."""
         found = self._newest(name)
         if found is not None and found.status not in ("FAILED", "STOPPED"):
             return found
         attempt = f"{name}-{_attempt(found.name, name) + 1}" if found else name
         try:
-            self._client.submit_job(
-                entrypoint=command,
-                submission_id=attempt,
-                runtime_env=_environment(folder),
-                metadata=dict(metadata),
-            )
-        except (RuntimeError, ValueError) as error:
-            if "already exists" not in str(error):
+            self._submit(attempt, command, job, metadata)
+        except TROUBLES as error:
+            if "already exists" not in str(
+                error
+            ):  # else another command was a moment faster: it is the same job
                 raise BadInput(f"{self.address} did not take the job: {_why(error)}") from None
-        return Submission(
-            attempt, "PENDING", True
-        )  # or another command was a moment faster: then it is the same job
+        return Submission(attempt, "PENDING", True)
 
     def log(self, name: str) -> Iterator[str]:
-        """What the job prints, until it ends; some of it twice if the connection was lost meanwhile."""
+        """What the job prints, until it ends; some of it twice if the connection was lost meanwhile. Raises
+        `CannotGoOn`."""
         self._begin(name)
         with asyncio.Runner() as runner:
             lines = self._client.tail_job_logs(name)
@@ -98,11 +95,12 @@ class Jobs:
                     yield runner.run(anext(lines))  # type: ignore[arg-type]
                 except StopAsyncIteration:
                     return
-                except (RuntimeError, OSError) as error:
+                except TROUBLES as error:
                     raise self._away(name, error) from None
 
     def exit_code(self, name: str) -> int:
-        """Of a job that has ended: the command's own; 3 for one that was stopped before it had any."""
+        """Of a job that has ended: the command's own; 3 for one that was stopped before it had any. Raises
+        `CannotGoOn`."""
         until = time.monotonic() + STARTS_S
         while not (info := self._info(name)).status.is_terminal():
             if time.monotonic() > until:
@@ -114,9 +112,20 @@ class Jobs:
         return code if code is not None and code >= 0 else 0 if info.status == JobStatus.SUCCEEDED else 1
 
     def message(self, name: str) -> str:
-        """What Ray says of it."""
+        """What Ray says of it. Raises `CannotGoOn`."""
         lines = str(self._info(name).message or "").strip().splitlines()
         return lines[0] if lines else ""
+
+    def _submit(self, attempt: str, command: str, job: Path, metadata: Mapping[str, str]) -> None:
+        """From a folder that has the document alone: Ray sends all that is in it to the cluster."""
+        with TemporaryDirectory(prefix="siloray-") as folder:
+            shutil.copyfile(job, Path(folder, JOB_FILE))
+            self._client.submit_job(
+                entrypoint=command,
+                submission_id=attempt,
+                runtime_env=_environment(folder),
+                metadata=dict(metadata),
+            )
 
     def _begin(self, name: str) -> None:
         """Its log cannot be followed before it has begun."""
@@ -133,14 +142,14 @@ class Jobs:
     def _all(self) -> Sequence[Any]:
         try:
             jobs: Sequence[Any] = self._client.list_jobs()
-        except (RuntimeError, OSError) as error:
+        except TROUBLES as error:
             raise BadInput(f"{self.address}: {_why(error)}") from None
         return jobs
 
     def _info(self, name: str) -> Any:
         try:
             return self._client.get_job_info(name)
-        except (RuntimeError, OSError) as error:
+        except TROUBLES as error:
             raise self._away(name, error) from None
 
     def _away(self, name: str, error: Exception) -> CannotGoOn:
@@ -148,6 +157,18 @@ class Jobs:
             f"{self.address} does not answer any more ({_why(error)}); "
             f"{name} may go on: the same command looks at it again"
         )
+
+
+@contextmanager
+def _only(address: str) -> Iterator[None]:
+    """Ray's client puts what the environment names above the address that it is given."""
+    before = os.environ.get(_ADDRESS)
+    os.environ[_ADDRESS] = address
+    try:
+        yield
+    finally:
+        del os.environ[_ADDRESS]
+        os.environ.update({_ADDRESS: before} if before is not None else {})
 
 
 def _attempt(submission: str, name: str) -> int:
@@ -159,10 +180,8 @@ def _attempt(submission: str, name: str) -> int:
 
 
 def _environment(folder: str) -> dict[str, Any]:
-    package = (Path(folder) / "silos" / "__init__.py").is_file()  # our own, in a checkout
     return {
         "working_dir": folder,
-        "excludes": EXCLUDES if package else [*EXCLUDES, SILOS],
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1"},
     }
 
@@ -170,6 +189,15 @@ def _environment(folder: str) -> dict[str, Any]:
 def _why(error: Exception) -> str:
     """Ray's own words, without those for developers."""
     text = " ".join(str(error).split())
-    if "token" in text.lower() or "401" in text:
-        return "it asks for a token: RAY_AUTH_MODE=token, and the cluster's token in ~/.ray/auth_token"
-    return re.split(r"\. (?=[A-Z])|: Traceback", text)[0][:200]
+    if isinstance(error, AuthenticationError):
+        return _without_token(text)
+    return re.split(r"\. (?=[A-Z])|: Traceback", text)[0][:200] or type(error).__name__
+
+
+def _without_token(text: str) -> str:
+    what = "this machine has no token (RAY_AUTH_MODE=disabled is for a cluster without)"
+    if text.startswith("Authentication failed"):
+        what = "it does not take this machine's token"
+    if text.startswith("Authentication required"):
+        what = "it asks for a token"
+    return f"{what}; RAY_AUTH_MODE=token, and the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"

@@ -9,12 +9,18 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
+from orchestrator.bucket import parent
 from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.ending import Outcome
+from orchestrator.journal import read_journal
+from orchestrator.transport.driver_process import Assignment
 from orchestrator.transport.ray_channel import NAMESPACE
 from orchestrator.transport.ray_connection import cluster_address, connect, listens
-from orchestrator.transport.ray_home import ANSWER_S, driver_name, on_driver_node
-from orchestrator.transport.started_runs import noted_address, outcome_since, turns
+from orchestrator.transport.ray_home import ANSWER_S, driver_name, on_driver_node, running
+from orchestrator.transport.started_runs import JOURNAL, named, noted_address, outcome_since, turns
+
+ABOUT_S = 10.0
+"""A driver that is at work says so soon what it works on."""
 
 LOOK_S = 2.0
 """A wait for the driver looks so often whether Ray is still there; Ray itself would wait for a minute."""
@@ -30,6 +36,10 @@ class RayRun:
     actor: Any
     num_opened: int = 0
     """How often the run had been opened before; an end that the journal has from then is an older one."""
+    address: str | None = None
+    """Of a cluster that outlives the command; None for a Ray of its own."""
+    runs_dir: str | None = None
+    """Folder of the run, where the driver's node would not look by itself."""
     _outcome: Outcome | None = field(default=None)
 
     def events(self, after: int, wait_s: float) -> tuple[list[dict[str, Any]], int]:
@@ -88,7 +98,7 @@ class RayRun:
                 raise self._gone(why)
 
     def _gone(self, why: str) -> CannotGoOn:
-        go_on = f"'siloray resume {self.run_id}' goes on with the run"
+        go_on = f"'siloray resume {named(self.run_id, self.address, self.runs_dir)}' goes on with the run"
         return CannotGoOn(f"the driver of {self.run_id} does not answer ({why}); {go_on}")
 
 
@@ -97,14 +107,57 @@ def attach(run_dir: Path, address: str | None) -> RayRun:
     run_id = run_dir.name
     where = address or noted_address(run_dir)
     if where is None or not listens(where):
-        raise _without_driver(run_id)
+        raise _without_driver(run_id, address)
     connect(where, 0)
     try:
         actor = ray.get_actor(driver_name(run_id), namespace=NAMESPACE)
     except ValueError:
-        raise _without_driver(run_id) from None
-    return RayRun(run_id, run_dir, actor)
+        raise _without_driver(run_id, address) from None
+    return RayRun(run_id, run_dir, actor, address=address)
 
 
-def _without_driver(run_id: str) -> BadInput:
-    return BadInput(f"no driver works on {run_id}; 'siloray resume {run_id}' goes on with it")
+def _without_driver(run_id: str, address: str | None) -> BadInput:
+    go_on = f"'siloray resume {named(run_id, address)}' goes on with it"
+    return BadInput(f"no driver works on {run_id}; {go_on}")
+
+
+@dataclass(frozen=True)
+class DoneRun:
+    """A run that was done before it was asked for. Its journal, on the driver's node, is what there is to see."""
+
+    run_id: str
+    run_dir: Path
+    done: Outcome
+
+    def events(self, after: int, wait_s: float) -> tuple[list[dict[str, Any]], int]:
+        """The cursor is a place in the journal."""
+        return on_driver_node(read_journal, self.run_dir / JOURNAL, after)
+
+    def outcome(self) -> Outcome:
+        return self.done
+
+    def stop(self, now: bool = False, within_s: float | None = None) -> None:
+        """It has ended."""
+
+    def close(self) -> None:
+        """No process works on it."""
+
+
+def drivers() -> dict[str, Assignment]:
+    """What the cluster's drivers work on, by run id; without those that do not answer."""
+    asked: dict[Any, str] = {}
+    for run_id in running():
+        with suppress(ValueError):  # gone meanwhile
+            actor: Any = ray.get_actor(driver_name(run_id), namespace=NAMESPACE)
+            asked[actor.about.remote()] = run_id
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ABOUT_S) if asked else ([], [])
+    found: dict[str, Assignment] = {}
+    for reference in ready:
+        with suppress(RayError):
+            found[asked[reference]] = ray.get(reference)
+    return found
+
+
+def runs_dir_of(assignment: Assignment) -> str:
+    """The folder that the run lies in, as ``--runs-dir`` would name it."""
+    return parent(assignment.mirror) if assignment.mirror else str(Path(assignment.run_dir).parent)

@@ -25,6 +25,7 @@ SURFACE = {
         "--json",
         "--detach",
         "--no-checks",
+        "--submission",
     },
     "serve": {
         "job",

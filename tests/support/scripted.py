@@ -151,6 +151,7 @@ class RunOptions:
     address: str | None
     new: bool
     run_id: str | None
+    submission: str | None
     tracking_uri: str | None
     track: bool
     notes: dict[str, str] = field(default_factory=dict)
@@ -206,9 +207,12 @@ def transport() -> types.ModuleType:
     module = types.ModuleType("orchestrator.transport.ray")
     module.asked = []
 
-    def start(job: Any, options: RunOptions, connected: Callable[[], None]) -> ScriptedRun:
+    def start(
+        job: Any, options: RunOptions, connected: Callable[[], None], begins: Callable[[], None]
+    ) -> ScriptedRun:
         module.asked.append(options)
         connected()
+        begins()
         script = os.environ.get("SCRIPT", "")
         if script == "cannot":
             raise CannotGoOn("va did not join within 120 s")
