@@ -40,6 +40,7 @@ from orchestrator.transport.todo import Asked, todo_of
 from orchestrator.transport.wire import MAX_COLUMNS, WireError
 from orchestrator.transport.wire_messages import check_context, context_of, kind_of, request_of, text_of
 from silos.pace import Pace
+from silos.told import public
 from silos.workplace import Workplace
 
 AT_ONCE = (Fetch, Ping, Stop)
@@ -193,7 +194,7 @@ class Agent:
             raise
         except Exception as error:
             logging.getLogger(__name__).error("%s", traceback.format_exc())
-            reason = f"its reply is no message: {type(error).__name__}: {error}"
+            reason = f"its reply is no message: {public(error)}"
             self._answer(id, context, Refused(silo=self.name, code="failed", reason=reason))
 
     def _tell(self, request: Request, reply: Reply) -> None:
@@ -219,7 +220,7 @@ class Agent:
             raise
         except Exception as error:
             logging.getLogger(__name__).error("%s", traceback.format_exc())
-            return Refused(silo=self.name, code="failed", reason=f"{type(error).__name__}: {error}")
+            return Refused(silo=self.name, code="failed", reason=public(error))
         if isinstance(reply, Progress):  # bytes under way are progress, too
             return replace(reply, marks=reply.marks + self._line.moved)
         return reply

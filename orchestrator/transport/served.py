@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from orchestrator.bucket import child
 from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.core.events import CallRefused
 from orchestrator.core.protocols import Observer
+from orchestrator.core.repeats import Repeats
 from orchestrator.ending import Outcome
 from orchestrator.job import Job
 from orchestrator.journal import read_journal
@@ -74,15 +73,11 @@ class Refusals:
     """Whoever is turned away is recorded; one that keeps coming, the first, tenth, hundredth time."""
 
     def __init__(self, record: Observer) -> None:
-        self._record = record
-        self._times: Counter[tuple[str, str]] = Counter()
-        self._lock = threading.Lock()
+        self._record, self._repeats = record, Repeats()
 
     def __call__(self, who: str, code: str, reason: str) -> None:
-        with self._lock:
-            self._times[who, code] += 1
-            times = self._times[who, code]
-        if str(times).rstrip("0") == "1":
+        times = self._repeats.told(who, code)
+        if times is not None:
             self._record(CallRefused(who=who, code=code, reason=reason, times=times))
 
 

@@ -936,7 +936,7 @@ def test_an_exception_that_runs_code_where_it_is_unpickled_arrives_as_text(trap:
             live.close()
         assert ended.outcome.status == "done" and ("s0", 1, "failed") in ended.refused()
         (told,) = [each["reason"] for each in ended.journal if each["type"] == "update_refused"]
-        assert told == "TrapError: trap sprung"
+        assert told.startswith("TrapError in ") and "sprung" not in told, "its own text may be private"
     assert not trap.exists()
 
 
