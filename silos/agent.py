@@ -31,6 +31,7 @@ from orchestrator.core.messages import (
     Train,
     Update,
 )
+from orchestrator.core.printable import printable
 from orchestrator.core.vector import Packet, blocks
 from orchestrator.core.versions import versions
 from orchestrator.transport.certs import Credentials
@@ -130,7 +131,9 @@ class Agent:
         except Closed:
             raise
         except Exception as error:  # whatever the driver says, this silo goes on
-            logging.getLogger(__name__).warning("the driver did not say what to do: %r", error)
+            logging.getLogger(__name__).warning(
+                "the driver did not say what to do: %s", printable(repr(error))
+            )
             threading.Event().wait(REFUSED_S)
             return False
         if self._line.closed:
@@ -180,7 +183,7 @@ class Agent:
         except (Closed, NotWanted):
             pass
         except WireError as error:
-            logging.getLogger(__name__).warning("the driver refused the answer: %s", error)
+            logging.getLogger(__name__).warning("the driver refused the answer: %s", printable(str(error)))
             threading.Event().wait(REFUSED_S)  # it will ask again
         finally:
             with self._lock:

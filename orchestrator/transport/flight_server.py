@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
+from orchestrator.core.printable import printable
 from orchestrator.transport.certs import Credentials, Member, verify
 from orchestrator.transport.wire import Arrays, Frame, WireError, decode, encode, sha256_of
 
@@ -105,7 +106,8 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
             self._refused(peer, error.code, error.reason)
             return self._frame("refused", frame, Answer({"code": error.code, "reason": error.reason}))
         except Exception as error:
-            logging.getLogger(__name__).error("%s: %s", peer, traceback.format_exc())
+            lines = traceback.format_exc().splitlines()  # in which the silo's words may stand
+            logging.getLogger(__name__).error("%s: %s", peer, "\n".join(map(printable, lines)))
             self._refused(peer, "failed", f"a defect in the driver: {type(error).__name__}")
             return self._frame(
                 "refused", frame, Answer({"code": "failed", "reason": "a defect in the driver"})
