@@ -4,21 +4,27 @@ The cluster is ``ray start`` processes; every command is a process, as a person 
 """
 
 import json
+import os
 import re
+import signal
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from orchestrator.core.events import EVENT, SiloJoined
 from orchestrator.summary import read_summary
 from tests.integration.conftest import write_silos
 from tests.support.clusters import Cluster
 from tests.support.commands import LIMIT_S, Command
+from tests.support.federation import double_counts
+from tests.support.served import journal_of
 
 pytestmark = pytest.mark.slow
 
@@ -281,6 +287,24 @@ def _read(url: str) -> str:
         return ""
 
 
+def test_a_node_lost_and_back_in_a_run(shell: Shell, cluster: Cluster, undisturbed: str) -> None:
+    """All its processes are killed while its silo trains; a node with the same label takes its place."""
+    write_job(shell.folder, pause_s=0.13)
+    submitted = shell.submit()
+    submitted.until("round 2/")
+    cluster.silos[SILOS.index("va")].kill()
+    submitted.until("va lost")
+    cluster.join("va", cluster.folder / "documents" / "va.yaml")
+    assert submitted.end() == 0, submitted.told
+    run_dir = shell.last()
+    assert read_summary(run_dir)["parameters_digest"] == undisturbed
+    history = [EVENT.validate_python(event) for event in journal_of(run_dir)]
+    assert double_counts(history) == []
+    joined = [event for event in history if isinstance(event, SiloJoined) and event.silo == "va"]
+    assert len({event.incarnation for event in joined}) == 2
+    assert len({event.fingerprint for event in joined}) == 1
+
+
 def test_nodes_that_are_not_what_they_say_cost_one_line(
     shell: Shell, cluster: Cluster, undisturbed: str, tmp_path: Path
 ) -> None:
@@ -300,6 +324,58 @@ def test_nodes_that_are_not_what_they_say_cost_one_line(
     assert tried.end() in (2, 4) and "none.yaml" in tried.told, tried.told
     doctor = shell.ask("doctor", "job.yaml")
     assert doctor.end() == 1 and "none.yaml" in doctor.out, doctor.told
+
+
+def test_a_submission_is_trained_once_however_its_command_ends(
+    shell: Shell, jobs: Any, undisturbed: str
+) -> None:
+    """Killed, Ray has it as failed while the driver goes on; forgotten by Ray, its run still knows it."""
+    write_job(shell.folder, pause_s=0.16)
+    before = len(shell.rows())
+    first = shell.submit("--token", "killed")
+    first.until("round 2/")
+    name = re.search(r"(siloray-\S+) submitted", first.err)
+    assert name is not None, first.told
+    for pid in commands_of(f"--submission {name[1]} "):
+        os.kill(pid, signal.SIGKILL)
+    assert first.end() == 1, first.told
+    again = shell.submit("--token", "killed")
+    assert again.end() == 0, again.told
+    assert f"{name[1]}-2 submitted" in again.err and "was submitted before and is done" not in again.out
+    assert len(shell.rows()) == before + 1
+    assert read_summary(shell.last())["parameters_digest"] == undisturbed
+    for each in (name[1], f"{name[1]}-2"):
+        jobs.delete_job(each)
+    last = shell.submit("--token", "killed")
+    assert last.end() == 0, last.told
+    assert f"{name[1]} submitted" in last.err and "was submitted before and is done" in last.out
+    assert f"done: all {TOTAL} rounds" in last.out and "cleveland" in last.out
+    assert len(shell.rows()) == before + 1 and read_summary(shell.last())["resumed"] == 0
+
+
+def test_another_token_is_another_run_while_one_runs(shell: Shell, undisturbed: str) -> None:
+    write_job(shell.folder, pause_s=0.17)
+    before = len(shell.rows())
+    first = shell.submit("--token", "d1")
+    first.until("round 1/")
+    second = shell.submit("--token", "d2")
+    line = second.until("works for the run")
+    assert "slow-heart-" in line and first.process.poll() is None
+    for command in (first, second):
+        assert command.end() == 0, command.told
+    rows = shell.rows()[before:]
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert read_summary(shell.last())["parameters_digest"] == undisturbed
+
+
+def commands_of(words: str) -> list[int]:
+    """Processes with these words in their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if words in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode():
+                found.append(int(folder.name))
+    return found
 
 
 def until(true: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
