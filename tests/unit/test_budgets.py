@@ -90,6 +90,17 @@ def test_another_model_is_another_training_whatever_it_is_called(site: PlainSite
     assert [type(reply) for reply in replies] == [Update, Update, Refused]
 
 
+def test_other_private_state_is_another_training(site: PlainSite, clock: Clock) -> None:
+    """The driver says from which of its updates a silo's control variate goes on."""
+    job = job_of(["s0", "s1"], total=2, strategy={"name": "scaffold"})
+    model, replies = {**MODEL, "control": np.full(5, 0.1, np.float32)}, []
+    for version, counted in ((0, -1), (1, 0), (1, -1)):
+        silo = guarded(site, clock, max_rounds=2)
+        assert isinstance(silo.handle(join(job)), Joined)
+        replies.append(silo.handle(train(version, counted=counted, model=model)))
+    assert [type(reply) for reply in replies] == [Update, Update, Refused]
+
+
 def test_the_same_training_again_is_free(site: PlainSite, clock: Clock) -> None:
     """A driver that resumes, another process of the silo: the same bits, which tell nothing new."""
     silo = joined(site, clock, max_rounds=2)
