@@ -11,7 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.bucket import Bucket, shown
+from orchestrator.cli.run_dirs import Folder
 from orchestrator.cli.words import one_line, size
+from orchestrator.core.errors import BadInput
 
 Level = Literal["pass", "warn", "fail", "note"]
 
@@ -36,20 +39,24 @@ class Check:
     remedy: str = ""
 
 
-def this_machine(runs_dir: Path, tracking_uri: str, on_cluster: bool) -> Iterator[Check]:
-    """All checks of this machine, the quick ones first."""
+def this_machine(on_cluster: bool) -> Iterator[Check]:
+    """Checks of this machine, the quick ones first. ``on_cluster``: as one from which a cluster is used."""
     yield python()
     for name in ("siloray", "ray", "torch", "mlflow", "pyarrow"):
         yield package(name)
     yield cores(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     yield memory(available_memory())
     yield shared_memory(Path("/dev/shm"))
-    yield disk(runs_dir)
     yield authentication(os.environ, on_cluster)
     yield dashboard(list(listeners(DASHBOARD_PORT)))
-    yield tracking(tracking_uri)
     yield gpu()
     yield Check("note", "trust", TRUST)
+
+
+def runs_here(folder: Folder, tracking_uri: str) -> Iterator[Check]:
+    """Where runs are kept that this machine drives, and the MLflow that they write to."""
+    yield store(folder.text) if folder.in_store else disk(Path(folder.text))
+    yield tracking(tracking_uri)
 
 
 def python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
@@ -105,6 +112,15 @@ def shared_memory(path: Path) -> Check:
     if total < 2 * GB:
         return Check("warn", "shared memory", f"{path} holds {size(total)}", "in a container: --shm-size=8g")
     return Check("pass", "shared memory", f"{path} holds {size(total)}")
+
+
+def store(uri: str) -> Check:
+    """Whether this machine may write to the store that keeps the runs."""
+    try:
+        Bucket(uri).check()
+    except BadInput as error:
+        return Check("fail", "store", one_line(error), "its credentials and address, or another --runs-dir")
+    return Check("pass", "store", f"{shown(uri)} can be written to")
 
 
 def disk(folder: Path) -> Check:

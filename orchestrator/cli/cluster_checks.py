@@ -10,10 +10,10 @@ from orchestrator.cli.checks import Check, Level
 from orchestrator.cli.failures import BAD_INPUT, say
 from orchestrator.cli.node_checks import ROLE, SILO, all_nodes, called, labels_of
 from orchestrator.cli.words import one_line, size, some
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadInput, CannotGoOn
 
 if TYPE_CHECKING:
-    from orchestrator.cli.probe import Node
+    from orchestrator.cli.probe import Node, Report
     from orchestrator.job import Job
 
 
@@ -23,33 +23,39 @@ DEEP_S, QUICK_S = 60.0, 10.0
 ABSENT = "silos"
 
 
-def cluster(address: str, silos: Sequence[str] = (), tracking_uri: str | None = None) -> Iterator[Check]:
-    """Joins the cluster for a moment. ``silos``: those that are expected; none: whichever there are."""
+def cluster(
+    address: str, job: "Job | None" = None, runs_dir: str | None = None, tracking_uri: str | None = None
+) -> Iterator[Check]:
+    """Joins the cluster for a moment. ``job``: its silos are expected, and asked; None: whichever there are.
+    ``runs_dir``, ``tracking_uri``: as the driver's node knows them; None: its own."""
     from orchestrator.transport import ray as transport
 
     try:
         transport.connect(address, 0)
     except BadInput as error:
-        remedy = (
-            "is it up, is the port open, and are RAY_AUTH_MODE, token, Ray and Python the same everywhere?"
-        )
+        remedy = "is it up, is the port open, and are token, TLS, Ray and Python the same everywhere?"
         yield Check("fail", "cluster", one_line(error), remedy)
         return
     try:
         yield dashboard(transport.dashboard_url())
-        yield from _look(silos, tracking_uri, deep=True)
+        known = _known()
+        yield from nodes(known, job.silos if job is not None else ())
+        yield from all_nodes(_asked(known, job, deep=True))
+        yield from _home(runs_dir, tracking_uri)
     finally:
         transport.shutdown()
 
 
 def refuse(job: "Job | None") -> None:
-    """Look at the cluster that this process is connected to, and end the command if something must be mended. Silos
-    of ``job`` whose nodes are not there yet may come: the run waits for them."""
+    """Look at the cluster that this process is connected to, and end the command if something must be mended on the
+    driver's node or at a silo of ``job``. What is not there, or does not answer, may come: the run waits for it."""
     silos = job.silos if job is not None else ()
-    found = list(_look(silos, None, deep=False))
-    for each in found:
-        if each.what == ABSENT and each.level == "warn":
-            typer.echo(f"{each.found}; the run waits", err=True)
+    near = concerned(_known(), silos, _here())
+    reports = _asked(near, job, deep=False)
+    found = [*nodes(near, silos, absent="warn"), *all_nodes(reports, late="warn")]
+    waits = [each.found for each in found if each.what == ABSENT and each.level == "warn"]
+    for why in waits + [f"{called(each.node)}: {each.why}" for each in reports if each.late]:
+        typer.echo(f"{why}; the run waits", err=True)
     failed = [each for each in found if each.level == "fail"]
     for each in failed:
         say(f"{each.what}: {each.found}; {each.remedy} (--no-checks starts all the same)")
@@ -57,17 +63,41 @@ def refuse(job: "Job | None") -> None:
         raise typer.Exit(BAD_INPUT)
 
 
-def _look(silos: Sequence[str], tracking_uri: str | None, deep: bool) -> Iterator[Check]:
+def concerned(known: Sequence["Node"], silos: Sequence[str], here: str) -> list["Node"]:
+    """The nodes of the job's silos and that of the driver, which is this one (by its id) where none is labelled."""
+    labelled = [node for node in known if labels_of(node).get(ROLE) == "driver"]
+    drivers = labelled or [node for node in known if node["NodeID"] == here]
+    return drivers + [node for node in known if labels_of(node).get(SILO) in silos and node not in drivers]
+
+
+def _here() -> str:
     import ray
 
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _known() -> Sequence["Node"]:
+    import ray
+
+    found: Sequence[Node] = ray.nodes()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _asked(known: Sequence["Node"], job: "Job | None", deep: bool) -> list["Report"]:
     from orchestrator.cli.probe import probe
 
-    known: list[Node] = ray.nodes()  # type: ignore[no-untyped-call]
-    yield from nodes(known, silos, absent="fail" if deep else "warn")
     alive = [node for node in known if node["Alive"]]
-    owners = {node["NodeID"]: labels_of(node).get(SILO) for node in alive}
-    reports = probe(alive, owners, deep, tracking_uri, DEEP_S if deep else QUICK_S)
-    yield from all_nodes(reports)
+    return probe(alive, job, deep, DEEP_S if deep else QUICK_S)
+
+
+def _home(runs_dir: str | None, tracking_uri: str | None) -> Iterator[Check]:
+    from orchestrator.cli.home_checks import RUNS, home
+    from orchestrator.transport import ray as transport
+
+    try:
+        yield from transport.on_driver_node(home, runs_dir, tracking_uri)
+    except CannotGoOn as error:
+        yield Check("fail", RUNS, one_line(error), "install the same Siloray there; see the node's logs")
 
 
 def dashboard(url: str) -> Check:
@@ -81,10 +111,22 @@ def dashboard(url: str) -> Check:
 def nodes(known: Sequence["Node"], silos: Sequence[str] = (), absent: Level = "fail") -> Iterator[Check]:
     """A line per node, and what is wrong among their labels. ``absent``: how bad it is when a silo has no node."""
     alive = [node for node in known if node.get("Alive")]
-    for node in sorted(known, key=lambda each: str(each.get("NodeManagerAddress"))):
+    for node in sorted([*alive, *_away(known)], key=called):
         yield _node(node)
     yield from _drivers([node for node in alive if labels_of(node).get(ROLE) == "driver"])
     yield from _silos([node for node in alive if SILO in labels_of(node)], silos, absent)
+
+
+def _away(known: Sequence["Node"]) -> list["Node"]:
+    """Ray keeps each time that a node was lost on its list: only those that are not there again, once each."""
+    here = {_who(node) for node in known if node.get("Alive")}
+    lost = {_who(node): node for node in known if not node.get("Alive")}
+    return [node for who, node in lost.items() if who not in here]
+
+
+def _who(node: "Node") -> str:
+    """A silo by its name, wherever its machine is now; else the machine."""
+    return labels_of(node).get(SILO) or called(node)
 
 
 def _drivers(found: Sequence["Node"]) -> Iterator[Check]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.checks import GB, Check, Level
-from orchestrator.cli.words import size
+from orchestrator.cli.words import size, some
 
 if TYPE_CHECKING:
     from orchestrator.cli.node_facts import Facts
@@ -19,13 +19,13 @@ SAME = {"Python": 2, "ray": 3, "siloray": 3}
 """So many parts of these versions must be the same everywhere: values travel as pickles."""
 
 
-def all_nodes(reports: Sequence["Report"]) -> Iterator[Check]:
-    """Node by node, then what concerns several."""
+def all_nodes(reports: Sequence["Report"], late: Level = "fail") -> Iterator[Check]:
+    """Node by node, then what concerns several. ``late``: how bad it is that a node has not answered yet."""
     for report in sorted(reports, key=lambda each: called(each.node)):
-        yield from _one(report)
+        yield from _one(report, late)
     known = {called(each.node): each.facts for each in reports if each.facts is not None}
     yield from versions({name: facts.versions for name, facts in known.items()})
-    yield from security(list(known.values()))
+    yield from security([each for each in reports if each.facts is not None])
 
 
 def called(node: "Node") -> str:
@@ -35,12 +35,14 @@ def called(node: "Node") -> str:
 
 
 def labels_of(node: "Node") -> Mapping[str, str]:
-    """None of a node that is away."""
     return node.get("Labels") or {}
 
 
-def _one(report: "Report") -> Iterator[Check]:
+def _one(report: "Report", late: Level) -> Iterator[Check]:
     what, facts = called(report.node), report.facts
+    if facts is None and report.late:
+        yield Check(late, what, report.why, "is the line to it well? See the node's logs")
+        return
     if facts is None:
         remedy = "install the same Siloray there; see the node's logs"
         yield Check("fail", what, f"cannot be asked: {report.why}", remedy)
@@ -52,8 +54,6 @@ def _one(report: "Report") -> Iterator[Check]:
         *_gpu(what, report.node, facts),
     ]
     yield from problems
-    if facts.tracking:
-        yield Check("warn", what, f"MLflow: {facts.tracking}", "runs go on without it and are posted later")
     if not problems:
         room = f"{size(facts.disk_free)} of disk free, /dev/shm holds {size(facts.shared_memory)}"
         yield Check("pass", what, f"{room}, {_offset(report)}{_data(facts)}")
@@ -89,6 +89,11 @@ def _silo(what: str, facts: "Facts") -> Iterator[Check]:
     if facts.wrong:
         remedy = "SILORAY_SILO in that node's environment, or /etc/siloray/silo.yaml, is its silo document"
         yield Check("fail", what, facts.wrong, remedy)
+    if facts.refuses:
+        yield Check("fail", what, facts.refuses, "its silo.yaml, or the job, has to change")
+    if facts.unwritable:
+        remedy = "the silo keeps its record beside silo.yaml: let the account that Ray has there write"
+        yield Check("fail", what, f"{facts.unwritable} cannot be written to", remedy)
     for name, found in facts.data.items():
         if found.startswith("! "):
             yield Check(
@@ -106,6 +111,9 @@ def _gpu(what: str, node: "Node", facts: "Facts") -> Iterator[Check]:
         level: Level = "fail" if facts.gpus < counted else "warn"
         found = f"Ray counts {counted} GPUs, torch sees {facts.gpus}"
         yield Check(level, what, found, "a torch that fits the driver, or ray start --num-gpus")
+    if facts.gpus == 0 and facts.device.startswith("cuda"):
+        found = f"silo.yaml has it train on '{facts.device}', and torch sees no GPU"
+        yield Check("fail", what, found, "local.device: auto, or a torch that fits the driver")
 
 
 def _data(facts: "Facts") -> str:
@@ -129,22 +137,26 @@ def _version(package: str, installed: Mapping[str, str]) -> Check:
     return Check(level, f"{package} on all nodes", told, "install the same everywhere")
 
 
-def security(nodes: Sequence["Facts"]) -> Iterator[Check]:
-    """Whether strangers are kept out, and whether the network can listen."""
-    hosts = {each.host for each in nodes}
-    open_ones = sorted({each.host for each in nodes if not each.token})
-    if open_ones:
-        found, remedy = (
-            f"off on {', '.join(open_ones)}",
-            "RAY_AUTH_MODE=token on every machine, then ray start",
-        )
-        yield Check("warn", "cluster authentication", found, remedy)
-    elif nodes:
-        yield Check("pass", "cluster authentication", "token")
-    if len(hosts) > 1 and not all(each.tls for each in nodes):
+def security(reports: Sequence["Report"]) -> Iterator[Check]:
+    """Whether strangers are kept out, and whether the network can listen. Of nodes that have answered."""
+    asked = [(str(each.node.get("NodeManagerAddress")), each.facts) for each in reports if each.facts]
+    network = len({address for address, _ in asked}) > 1
+    if asked:
+        yield _authentication(sorted({address for address, facts in asked if not facts.token}), network)
+        yield _encryption(all(facts.tls for _, facts in asked), network)
+
+
+def _authentication(without: Sequence[str], network: bool) -> Check:
+    if not without:
+        return Check("pass", "cluster authentication", "token")
+    found = f"off on {some(without)}" + (": who reaches it can run code on every node" if network else "")
+    remedy = "RAY_AUTH_MODE=token on every machine, then ray start"
+    return Check("fail" if network else "warn", "cluster authentication", found, remedy)
+
+
+def _encryption(tls: bool, network: bool) -> Check:
+    if network and not tls:
+        found = "off: who can listen to the network can read models and updates"
         remedy = "RAY_USE_TLS=1 and certificates on every machine, or a network of their own"
-        yield Check(
-            "warn", "cluster TLS", "off: who can listen to the network can read models and updates", remedy
-        )
-    elif nodes:
-        yield Check("pass", "cluster TLS", "on" if all(each.tls for each in nodes) else "off, on one machine")
+        return Check("warn", "cluster TLS", found, remedy)
+    return Check("pass", "cluster TLS", "on" if tls else "off, on one machine")

@@ -11,6 +11,9 @@ from typing import Any
 
 from orchestrator.cli.words import one_line
 from orchestrator.core.errors import BadInput
+from orchestrator.job import Job
+
+SPILLS_TO = "--fallback_directory="
 
 PACKAGES = ("ray", "siloray", "torch")
 
@@ -23,7 +26,7 @@ class Facts:
     versions: dict[str, str]
     """Python, and the installed packages; nothing heavy is imported for it."""
     disk_free: int
-    """Bytes for Ray's own files, and for objects that do not fit in memory."""
+    """Bytes for Ray's own files, and for objects that do not fit in memory: of these two folders, the scarcer."""
     shared_memory: int
     """Bytes that ``/dev/shm`` holds; 0 without one."""
     token: bool
@@ -34,28 +37,36 @@ class Facts:
     """Why that document cannot be used."""
     data: dict[str, str] = field(default_factory=dict)
     """What is wrong with each data set, or its rows if the policy shares them. Empty in a quick look."""
+    unwritable: str = ""
+    """The silo's own folder, where it cannot be written to."""
+    refuses: str = ""
+    """Why the policy would not take the job. Empty in a quick look."""
+    device: str = ""
+    """Where the silo's document has it train."""
     gpus: int | None = None
     """As torch sees them; None in a quick look, which does not import it."""
-    tracking: str = ""
-    """Why MLflow cannot be reached from here."""
 
 
-def facts(label: str | None, deep: bool, tracking_uri: str | None) -> Facts:
-    """``label``: the silo whose node this is. ``deep``: open the data, and ask torch."""
+def facts(label: str | None, deep: bool, job: str | None) -> Facts:
+    """``label``: the silo whose node this is. ``deep``: open the data, ask the policy, and ask torch. ``job``: as JSON,
+    where the silo is one of it."""
     silo, wrong, site = _site(label)
+    asked = Job.model_validate_json(job) if deep and job is not None else None
     shm = Path("/dev/shm")
     return Facts(
         host=platform.node(),
         versions=_versions(),
-        disk_free=shutil.disk_usage(_session()).free,
+        disk_free=min(shutil.disk_usage(folder).free for folder in (_session(), _spilled())),
         shared_memory=shutil.disk_usage(shm).total if shm.is_dir() else 0,
         token=_has_token(),
         tls=os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"),
         silo=silo,
         wrong=wrong,
         data=_data(site) if deep and site is not None else {},
+        unwritable=_unwritable(site.own_folder) if site is not None else "",
+        refuses=_refusal(site, asked) if site is not None and asked is not None else "",
+        device=site.config.local.device if site is not None else "",
         gpus=_gpus() if deep else None,
-        tracking=_tracking(tracking_uri) if tracking_uri else "",
     )
 
 
@@ -79,6 +90,14 @@ def _session() -> str:
 
     worker: Any = ray._private.worker
     return str(worker.global_worker.node.get_session_dir_path())
+
+
+def _spilled() -> str:
+    """Where the raylet, whose child this process is, puts objects that do not fit in memory."""
+    command = Path(f"/proc/{os.getppid()}/cmdline")
+    options = command.read_bytes().decode(errors="replace").split("\0") if command.is_file() else []
+    named = [each.removeprefix(SPILLS_TO) for each in options if each.startswith(SPILLS_TO)]
+    return named[0] if named and Path(named[0]).is_dir() else _session()
 
 
 def _has_token() -> bool:
@@ -124,8 +143,13 @@ def _gpus() -> int:
     return int(torch.cuda.device_count())
 
 
-def _tracking(uri: str) -> str:
-    from orchestrator.cli.checks import tracking
+def _unwritable(folder: Path) -> str:
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return "" if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else str(there)
 
-    found = tracking(uri)
-    return "" if found.level == "pass" else found.found
+
+def _refusal(site: Any, job: Job) -> str:
+    try:
+        return one_line(site.review(job) or "")
+    except BadInput as error:
+        return one_line(error)

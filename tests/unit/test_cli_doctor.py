@@ -7,18 +7,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
-from orchestrator.cli import checks, cluster_checks, doctor, node_checks
+from orchestrator.cli import checks, cluster_checks, doctor, home_checks, node_checks, node_facts
 from orchestrator.cli.checks import Check
 from orchestrator.cli.main import app
 from orchestrator.cli.node_facts import Facts
 from orchestrator.cli.probe import Report
+from orchestrator.cli.run_dirs import Folder
+from orchestrator.job import Job
+from silos.configured_site import ConfiguredSite
 
 
 def test_versions() -> None:
@@ -101,6 +106,32 @@ def test_a_dashboard_is_seen_on_its_port_and_only_loopback_is_well() -> None:
         assert checks.dashboard(list(checks.listeners(server.getsockname()[1]))).level == "warn"
 
 
+def test_a_store_that_cannot_be_written_to_fails(tmp_path: Path) -> None:
+    """Not the disk that this machine happens to have."""
+    (tmp_path / "a file").touch()
+    well, wrong = (
+        next(checks.runs_here(Folder(f"file://{tmp_path}/{name}"), "databricks"))
+        for name in ("runs", "a file/runs")
+    )
+    assert (well.what, well.level, wrong.what, wrong.level) == ("store", "pass", "store", "fail")
+    secret = next(checks.runs_here(Folder("s3://me:secret@bucket/runs"), "databricks"))
+    assert secret.level == "fail" and "password" in secret.found and "secret" not in secret.found
+
+
+def test_the_drivers_node_says_where_runs_and_their_database_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SILORAY_RUNS", str(tmp_path / "siloray" / "runs"))
+    room, database = home_checks.home(None, None)
+    assert (room.level, database.level) == ("pass", "pass")
+    assert str(tmp_path / "siloray" / "runs") in room.found and "siloray/mlflow.db" in database.found
+    _, server = home_checks.home(None, "http://127.0.0.1:9")
+    assert server.level == "warn" and "127.0.0.1:9" in server.found
+    (tmp_path / "siloray").touch()
+    (wrong,) = home_checks.home(None, None)
+    assert wrong.level == "fail" and "siloray" in wrong.found
+
+
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/health" else 500)
@@ -146,18 +177,47 @@ def test_nodes_of_a_cluster() -> None:
     assert (doubled[-1].level, "'va'" in doubled[-1].found) == ("fail", True)
 
 
-def test_the_silos_of_a_job_have_a_node_each() -> None:
-    def silo(name: str, host: str) -> dict:
-        return {**NODE, "NodeManagerAddress": host, "Labels": {"siloray.silo": name}}
+def silo(name: str, host: str, **more: Any) -> dict[str, Any]:
+    return {**NODE, "NodeID": host, "NodeManagerAddress": host, "Labels": {"siloray.silo": name}, **more}
 
-    driver = {**NODE, "Labels": {"siloray.role": "driver"}}
-    known = [driver, silo("va", "10.0.0.2"), silo("b", "10.0.0.3")]
+
+DRIVER = {**NODE, "NodeID": "head", "Labels": {"siloray.role": "driver"}}
+
+
+def test_a_node_that_is_back_is_not_away() -> None:
+    """Ray lists each of its incarnations. A silo may come back on another machine."""
+    gone = {"Alive": False, "Resources": {}}
+
+    def away(*known: dict[str, Any]) -> list[str]:
+        return [each.what for each in cluster_checks.nodes(known) if each.found == "away"]
+
+    va, b = silo("va", "10.0.0.2"), silo("b", "10.0.0.3")
+    assert away(DRIVER, va | gone, va | gone, va, b) == []
+    assert away(DRIVER, va | gone, silo("va", "10.0.0.9"), b) == []
+    assert away(DRIVER, va | gone, va | gone, b) == ["node 10.0.0.2 (va)"]
+    assert away(DRIVER | gone, DRIVER, NODE | gone) == ["node 10.0.0.1"]
+
+
+def test_a_run_is_concerned_with_its_own_silos_and_the_drivers_node() -> None:
+    va, b = silo("va", "10.0.0.2"), silo("b", "10.0.0.3")
+    plain = NODE | {"NodeID": "here"}
+
+    def near(*known: dict[str, Any]) -> list[str]:
+        return [str(node["NodeID"]) for node in cluster_checks.concerned(known, ["va"], "here")]
+
+    assert near(DRIVER, plain, va, b) == ["head", "10.0.0.2"]
+    assert near(plain, va, b) == ["here", "10.0.0.2"]
+    assert near(DRIVER, b) == ["head"]
+
+
+def test_the_silos_of_a_job_have_a_node_each() -> None:
+    known = [DRIVER, silo("va", "10.0.0.2"), silo("b", "10.0.0.3")]
     assert bad(cluster_checks.nodes(known, ("va", "b"))) == []
     assert bad(cluster_checks.nodes(known, ("va", "c"))) == ["no node of c in the cluster"]
     assert [each.level for each in cluster_checks.nodes(known, ("c",), absent="warn")][-1] == "warn"
-    shared = [driver, silo("va", "10.0.0.2"), silo("b", "10.0.0.2")]
+    shared = [DRIVER, silo("va", "10.0.0.2"), silo("b", "10.0.0.2")]
     assert bad(cluster_checks.nodes(shared)) == ["b, va share the machine 10.0.0.2"]
-    assert bad(cluster_checks.nodes([driver, *known])) == ["2 nodes are labelled for the driver"]
+    assert bad(cluster_checks.nodes([DRIVER, *known])) == ["2 nodes are labelled for the driver"]
 
 
 def bad(found: Iterable[Check]) -> list[str]:
@@ -194,7 +254,9 @@ def report(clock_s: float = 0.01, host: str = "10.0.0.2", **given: Any) -> Repor
         ({"gpus": 0}, "fail", "Ray counts 1 GPUs, torch sees 0"),
         ({"gpus": 2}, "warn", "torch sees 2"),
         ({"gpus": -1}, "fail", "torch cannot be imported"),
-        ({"tracking": "http://x: refused"}, "warn", "MLflow: http://x"),
+        ({"gpus": 1, "device": "cuda:0"}, "pass", "disk"),
+        ({"refuses": "va does not allow the job 'hearts'"}, "fail", "does not allow"),
+        ({"unwritable": "/srv/siloray"}, "fail", "/srv/siloray cannot be written to"),
     ],
 )
 def test_what_a_node_says_of_itself(given: dict[str, Any], level: str, words: str) -> None:
@@ -203,9 +265,37 @@ def test_what_a_node_says_of_itself(given: dict[str, Any], level: str, words: st
     assert bool(first.remedy) == (level != "pass")
 
 
-def test_a_node_that_cannot_be_asked_fails() -> None:
-    (first,) = node_checks.all_nodes([Report(NODE, None, "No module named 'orchestrator'")])
+def test_a_silo_says_whether_it_would_take_the_job_and_can_keep_its_record(tmp_path: Path) -> None:
+    document = {"name": "va", "datasets": {"heart": {"path": "rows.csv"}}}
+    (tmp_path / "silo.yaml").write_text(yaml.safe_dump(document | {"policy": {"allow_jobs": ["nothing-*"]}}))
+    task = {"name": "tabular", "dataset": "heart", "target": "y", "features": ["x"]}
+    job = Job.model_validate({"name": "hearts", "task": task, "silos": ["va"], "rounds": {"total": 1}})
+    site = ConfiguredSite(tmp_path / "silo.yaml")
+    assert "does not allow the job 'hearts'" in node_facts._refusal(site, job)
+    assert node_facts._unwritable(site.own_folder) == ""
+    (tmp_path / "silo.yaml").write_text(yaml.safe_dump(document))
+    assert node_facts._refusal(site, job) == ""
+    other = job.model_copy(update={"task": job.task.model_copy(update={"dataset": "lung"})})
+    assert "no data set 'lung'" in node_facts._refusal(site, other)
+    (tmp_path / ".siloray").touch()
+    assert node_facts._unwritable(site.own_folder) == str(tmp_path / ".siloray")
+
+
+def test_a_silo_that_is_to_train_on_a_gpu_has_one() -> None:
+    without = Report({**NODE, "Resources": {"CPU": 8.0}}, facts(gpus=0, device="cuda"))
+    assert bad(node_checks.all_nodes([without])) == [
+        "silo.yaml has it train on 'cuda', and torch sees no GPU"
+    ]
+    assert not bad(node_checks.all_nodes([replace(without, facts=facts(gpus=0, device="auto"))]))
+
+
+def test_a_node_that_cannot_be_asked_fails_and_one_that_is_late_may_be_waited_for() -> None:
+    wrong = Report(NODE, None, "No module named 'orchestrator'")
+    (first,) = node_checks.all_nodes([wrong], late="warn")
     assert first.level == "fail" and "No module" in first.found
+    late = Report(NODE, None, "no answer within 10 s", late=True)
+    assert [each.level for each in node_checks.all_nodes([late])] == ["fail"]
+    assert [each.level for each in node_checks.all_nodes([late], late="warn")] == ["warn"]
 
 
 def test_versions_are_the_same_everywhere() -> None:
@@ -217,13 +307,18 @@ def test_versions_are_the_same_everywhere() -> None:
 
 
 def test_token_and_tls_are_asked_for_where_there_is_a_network() -> None:
-    def levels(*nodes: Facts) -> list[str]:
+    """A machine is its address: cloned ones have the same name."""
+
+    def levels(*nodes: Report) -> list[str]:
         return [each.level for each in node_checks.security(nodes)]
 
-    assert levels(facts(tls=False), facts(tls=False)) == ["pass", "pass"], "one machine"
-    assert levels(facts(tls=False), facts(host="other")) == ["pass", "warn"]
-    assert levels(facts(), facts(host="other")) == ["pass", "pass"]
-    assert levels(facts(token=False)) == ["warn", "pass"]
+    other = "10.0.0.3"
+    assert levels(report(tls=False), report(tls=False)) == ["pass", "pass"], "one machine"
+    assert levels(report(tls=False), report(host=other)) == ["pass", "warn"]
+    assert levels(report(), report(host=other)) == ["pass", "pass"]
+    assert levels(report(token=False)) == ["warn", "pass"]
+    assert levels(report(token=False), report(host=other)) == ["fail", "pass"]
+    assert levels() == []
 
 
 def test_a_cluster_that_does_not_answer_fails_soon() -> None:
@@ -258,10 +353,10 @@ def test_doctor_prints_a_line_each_with_a_remedy_and_fails_with_1(monkeypatch: p
 
 def test_doctor_looks_at_everything_and_says_what_a_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "gpu", lambda: Check("pass", "GPU", "not looked at"))
-    found = list(checks.this_machine(Path("runs"), "sqlite:///mlflow.db", on_cluster=False))
-    assert {"Python", "siloray", "ray", "torch", "mlflow", "cores", "memory", "shared memory", "disk"} <= {
+    found = list(checks.this_machine(on_cluster=False))
+    assert {"Python", "siloray", "ray", "torch", "mlflow", "cores", "memory", "shared memory"} <= {
         each.what for each in found
     }
-    assert {"authentication", "dashboard", "MLflow", "GPU", "trust"} <= {each.what for each in found}
+    assert {"authentication", "dashboard", "GPU", "trust"} <= {each.what for each in found}
     assert "one Ray cluster is one trust domain" in found[-1].found
     assert os.environ.get("RAY_AUTH_MODE") in {None, "token", "disabled"}
