@@ -265,6 +265,18 @@ def test_what_a_node_says_of_itself(given: dict[str, Any], level: str, words: st
     assert bool(first.remedy) == (level != "pass")
 
 
+def test_the_folder_for_objects_that_do_not_fit_in_memory_is_the_raylets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_facts, "_session", lambda: "the session's")
+    for given, found in ((tmp_path, str(tmp_path)), (tmp_path / "none", "the session's")):
+        command = [sys.executable, "-c", "input()", f"--fallback_directory={given}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as raylet:
+            monkeypatch.setattr(node_facts.os, "getppid", lambda pid=raylet.pid: pid)
+            assert node_facts._spilled() == found
+            raylet.communicate(b"\n")
+
+
 def test_a_silo_says_whether_it_would_take_the_job_and_can_keep_its_record(tmp_path: Path) -> None:
     document = {"name": "va", "datasets": {"heart": {"path": "rows.csv"}}}
     (tmp_path / "silo.yaml").write_text(yaml.safe_dump(document | {"policy": {"allow_jobs": ["nothing-*"]}}))
