@@ -125,11 +125,12 @@ def perform(wish: Wish, job: "Job") -> int:
     run = _on_ray(wish, job) if on_ray else _here(wish, job)
     typer.echo(f"{job.name}: waiting for {len(job.silos)} silos at {wish.listen}", err=True)
     run_dir = wish.runs_dir.run_dir(run) if wish.runs_dir else run.run_dir
+    name = run_dirs.named(run.run_id, wish.address, wish.runs_dir)
     if on_ray:
         from orchestrator.cli import session
 
-        return session.attend(run, run_dir, began, wish.as_json, outlives=True)
-    return _attend(run, run_dir, began, wish.as_json)
+        return session.attend(run, run_dir, began, wish.as_json, outlives=True, name=name)
+    return _attend(run, run_dir, began, wish.as_json, name)
 
 
 def _here(wish: Wish, job: "Job") -> "Run":
@@ -184,7 +185,7 @@ def listener(text: str) -> tuple[str, int]:
         raise BadInput(f"--listen {text}: {error}") from None
 
 
-def _attend(run: "Run", run_dir: Path, began: float, as_json: bool) -> int:
+def _attend(run: "Run", run_dir: Path, began: float, as_json: bool, name: str) -> int:
     from orchestrator.cli.ending import conclude
     from orchestrator.cli.follow import LeftAtOnce, follow
 
@@ -197,7 +198,7 @@ def _attend(run: "Run", run_dir: Path, began: float, as_json: bool) -> int:
     except LeftAtOnce:
         _leave(run)
         return STOPPED
-    conclude(run_dir, followed.outcome, followed.durable, as_json)
+    conclude(run_dir, followed.outcome, followed.durable, as_json, name)
     return followed.outcome.exit_code
 
 

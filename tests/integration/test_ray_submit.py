@@ -6,6 +6,7 @@ The cluster is ``ray start`` processes; every command is a process, as a person 
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -330,7 +331,7 @@ def test_a_submission_is_trained_once_however_its_command_ends(
     shell: Shell, jobs: Any, undisturbed: str
 ) -> None:
     """Killed, Ray has it as failed while the driver goes on; forgotten by Ray, its run still knows it."""
-    write_job(shell.folder, pause_s=0.16)
+    write_job(shell.folder, pause_s=0.4)
     before = len(shell.rows())
     first = shell.submit("--token", "killed")
     first.until("round 2/")
@@ -354,7 +355,8 @@ def test_a_submission_is_trained_once_however_its_command_ends(
 
 
 def test_another_token_is_another_run_while_one_runs(shell: Shell, undisturbed: str) -> None:
-    write_job(shell.folder, pause_s=0.17)
+    """The second one waits for the silos that the first one has."""
+    write_job(shell.folder, pause_s=0.45)
     before = len(shell.rows())
     first = shell.submit("--token", "d1")
     first.until("round 1/")
@@ -364,8 +366,31 @@ def test_another_token_is_another_run_while_one_runs(shell: Shell, undisturbed: 
     for command in (first, second):
         assert command.end() == 0, command.told
     rows = shell.rows()[before:]
-    assert [row["status"] for row in rows] == ["done", "done"]
+    assert [(row["status"], row["version"], row["resumed"]) for row in rows] == [("done", TOTAL, 0)] * 2
     assert read_summary(shell.last())["parameters_digest"] == undisturbed
+
+
+def test_last_is_the_run_at_work_and_hints_work_as_they_are_typed(
+    shell: Shell, undisturbed: str, tmp_path: Path
+) -> None:
+    """Its folder is not the one in which the cluster's runs lie; who gave the command has left."""
+    write_job(shell.folder, pause_s=0.3)
+    runs = tmp_path / "own runs"
+    submitted = shell.submit("--runs-dir", str(runs))
+    submitted.until("round 1/")
+    submitted.send(signal.SIGINT)
+    assert submitted.end(20) == 130 and "goes on; the same command" in submitted.err, submitted.told
+    elsewhere = Shell(shell.cluster, tmp_path / "elsewhere")
+    stopped = elsewhere.ask("stop", "last")
+    assert stopped.end(40) == 0, stopped.told
+    (run_dir,) = runs.iterdir()
+    hint = re.search(r"'siloray (resume .*)'", stopped.out)
+    assert hint is not None and run_dir.name in hint[1], stopped.told
+    resumed = elsewhere.give(*shlex.split(hint[1]))
+    assert resumed.end() == 0, resumed.told
+    summary = read_summary(run_dir)
+    assert summary["parameters_digest"] == undisturbed and summary["resumed"] == 1
+    elsewhere.close()
 
 
 def commands_of(words: str) -> list[int]:
