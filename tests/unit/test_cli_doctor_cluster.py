@@ -177,8 +177,9 @@ def test_the_folder_for_objects_that_do_not_fit_in_memory_is_the_raylets(
 ) -> None:
     monkeypatch.setattr(node_facts, "_session", lambda: "the session's")
     for given, found in ((tmp_path, str(tmp_path)), (tmp_path / "none", "the session's")):
-        command = [sys.executable, "-c", "input()", f"--fallback_directory={given}"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as raylet:
+        command = [sys.executable, "-c", "input(print(flush=True))", f"--fallback_directory={given}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as raylet:
+            assert raylet.stdout is not None and raylet.stdout.readline(), "it has begun"
             monkeypatch.setattr(node_facts.os, "getppid", lambda pid=raylet.pid: pid)
             assert node_facts._spilled() == found
             raylet.communicate(b"\n")
