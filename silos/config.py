@@ -197,7 +197,8 @@ class SiloConfig(_Spec, frozen=True):
     policy: Policy = Policy()
     local: Overrides = Overrides()
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for this silo's process."""
+    """GPUs that Ray sets aside for this silo's process: with ``--silos-dir``, and for ``siloray agent --address``. On a
+    cluster's node of its own it has one if the node has any."""
     connection: Connection | None = None
     """Where no Ray cluster holds driver and silos together."""
 
