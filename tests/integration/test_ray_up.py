@@ -4,6 +4,7 @@ Nothing is simulated but the machines themselves, which are namespaces (`tests/s
 ``test_ray_hosts`` and this one share one room; this one is the later by its name, and takes it down.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 def test_submit_watch_stop_resume_and_metrics(room: "Room", undisturbed: dict[str, Any]) -> None:
     """The whole way of a job. It is stopped on the way, and still ends with the bits of a run that was not."""
     from tests.support.hosts import wait_for
-    from tests.support.room import ROUNDS, TRACKING, closed
+    from tests.support.room import ROUNDS, RUNS, TRACKING, closed
 
     known = room.run_ids()
     folder = room.job("heart-room", total=ROUNDS)
@@ -39,8 +40,8 @@ def test_submit_watch_stop_resume_and_metrics(room: "Room", undisturbed: dict[st
     assert f"siloray resume {run}" in watched.stdout + watched.stderr, "nobody works on it"
     resumed = room.submit(folder, "--token", "stopped", wait=False)
     room.until(run, closed(len(stopped["versions"]) + 1))
-    watched = room.siloray("watch", run, "--address", "auto")
-    assert f"round {ROUNDS}/{ROUNDS}" in watched.stdout and "done" in watched.stdout, watched
+    watched = room.exec(line_of_the_guide())
+    assert "done: all" in watched.stdout and f"{RUNS}/{run}/summary.json" in watched.stdout, watched.stdout
     wait_for(lambda: "succeeded" in room.job_status(resumed), 60, "the job has no end")
 
     summary = room.summary(run)
@@ -53,6 +54,13 @@ def test_submit_watch_stop_resume_and_metrics(room: "Room", undisturbed: dict[st
         return set(found) == {run, "cleveland", "hungarian"} and min(map(len, found.values())) >= ROUNDS
 
     wait_for(in_mlflow, 60, f"not all of it in {TRACKING}: {room.metrics(run, 'accuracy')}")
+
+
+def line_of_the_guide() -> str:
+    """What docs/deployment.md gives to ``ray exec`` to watch a run."""
+    guide = (REPOSITORY / "docs/deployment.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^    ray exec cluster.yaml '(.* siloray watch last .*)'$", guide, re.MULTILINE)
+    return str(line)
 
 
 def test_every_silo_trained_on_its_own_machine(room: "Room", undisturbed: dict[str, Any]) -> None:
@@ -77,15 +85,16 @@ def test_the_dashboard_is_on_loopback_only(room: "Room") -> None:
 
 
 def test_ray_down_leaves_nothing_running(room: "Room") -> None:
-    """Each process of Ray on each machine ends; the silos' own within two minutes, when they miss the driver's."""
+    """Each process of Ray on each machine ends, and of ssh on the operator's; the silos' own within two minutes, when
+    they miss the driver's."""
     from tests.support.hosts import wait_for
 
     room.down()
-    assert room.hosts.processes("head") == []
-    left = {host: room.hosts.processes for host in room.hosts.names}
-    wait_for(
-        lambda: not any(left[host](host) for host in left), GONE_S, lambda: str({h: left[h](h) for h in left})
-    )
+    left = room.hosts.processes
+    wait_for(lambda: not left("head"), 10, lambda: room.hosts.run("head", "ps -eo etimes,args").stdout)
+    wait_for(lambda: not room.left_here(), 30, lambda: f"on the operator's machine: {room.left_here()}")
+    silos = [host for host in room.hosts.names if host != "head"]
+    wait_for(lambda: not any(map(left, silos)), GONE_S, lambda: str({host: left(host) for host in silos}))
 
 
 def test_systemd_units_keep_a_node_alive(room_down: "Room") -> None:

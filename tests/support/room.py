@@ -27,10 +27,11 @@ from tests.support.hosts import REPOSITORY, Hosts, cannot, wait_for
 
 HEART = REPOSITORY / "examples/heart_disease"
 SILO_AT = {"silo-a": "cleveland", "silo-b": "hungarian"}
-RUNS = "/var/lib/siloray/runs"
-TRACKING = "/var/lib/siloray/mlflow.db"
 ACCOUNT = "siloray"
 """That of ``cluster.yaml``: Ray runs as this one."""
+RUNS = f"/home/{ACCOUNT}/siloray/runs"
+TRACKING = f"/home/{ACCOUNT}/siloray/mlflow.db"
+"""Where a cluster puts them unless it is told otherwise."""
 TOKEN = "/etc/siloray/auth_token"
 START_S, LIMIT_S = 120.0, 180.0
 ROUNDS = 14
@@ -173,6 +174,20 @@ class Room:
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}\n{self._told()}"
         return done
 
+    def exec(self, command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """``ray exec``: a command on the driver's machine, as the cluster's account, in a login shell."""
+        return self.operate("ray", "exec", str(self.cluster_yaml), command, **options)
+
+    def left_here(self) -> list[str]:
+        """What the operator's commands have left running on the operator's machine."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+                if str(self.folder).encode() in words and int(folder.name) != os.getpid():
+                    found.append((folder / "comm").read_text().strip())
+        return sorted(found)
+
     def on_head(self, command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command on the driver's machine, with the token."""
         known = f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN} PATH=/opt/siloray/.venv/bin:$PATH"
@@ -229,9 +244,8 @@ class Room:
 
     def submit(self, folder: Path, *words: str, wait: bool = True) -> str:
         """``siloray submit`` of the folder's job, from this machine; the name that Ray has for it."""
-        where = ("--runs-dir", RUNS, "--tracking-uri", f"sqlite:///{TRACKING}")
         told = self.operate(
-            *("siloray", "submit", "job.yaml", "--address", self.jobs_url(), *where, *words),
+            *("siloray", "submit", "job.yaml", "--address", self.jobs_url(), *words),
             *(() if wait else ("--no-wait",)),
             cwd=folder,
         ).stderr
@@ -324,7 +338,7 @@ def prepare(hosts: Hosts, host: str) -> None:
     hosts.run(host, f"useradd --create-home --shell /bin/bash --password '*' {ACCOUNT}")
     hosts.run(host, f"chmod o+x {' '.join(sorted(_parents()))}")
     hosts.run(host, f"install -d -o {ACCOUNT} /var/lib/siloray")
-    hosts.run(host, "ln -s /opt/siloray/.venv/bin/ray /usr/local/bin/ray")
+    hosts.run(host, "ln -s /opt/siloray/.venv/bin/siloray /opt/siloray/.venv/bin/ray /usr/local/bin/")
     if host not in SILO_AT:
         hosts.write(host, "/etc/siloray/labels.yaml", "siloray.role: driver\n")
         return
