@@ -196,7 +196,7 @@ def test_a_stopped_job_leaves_a_run_that_a_later_shell_goes_on_with(
 @pytest.mark.long
 def test_the_same_submission_again_goes_on_with_a_stopped_run(shell: Shell, undisturbed: str) -> None:
     """watch, stop and list know the run by its driver, from any folder."""
-    write_job(shell.folder, pause_s=0.11)
+    write_job(shell.folder, pause_s=0.4)
     submitted = shell.submit("--no-wait")
     assert submitted.end() == 0, submitted.told
     time.sleep(4)
