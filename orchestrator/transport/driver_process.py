@@ -133,6 +133,8 @@ class DriverProcess:
             outcome = Outcome("failed", 4, str(error))
         except BadInput as error:
             outcome = Outcome("failed", 2, str(error))
+        except PermissionError as error:
+            outcome = Outcome("failed", 2, f"{error.filename}: {error.strerror}")
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome("failed", 1, f"{type(error).__name__}: {error}")
