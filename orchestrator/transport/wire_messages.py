@@ -23,7 +23,12 @@ MAX_REASON = 2_000
 """Characters: it goes into the journal."""
 _Int = Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]
 """Python's own have no bounds: one of some thousand digits cannot be written into the journal any more."""
-_BOUNDED: dict[Any, Any] = {int: _Int, dict[str, int]: dict[str, _Int]}
+_BOUNDED: dict[Any, Any] = {
+    int: _Int,
+    dict[str, int]: dict[str, _Int],
+    tuple[int, ...]: tuple[_Int, ...],
+    tuple[tuple[str, int], ...]: tuple[tuple[str, _Int], ...],
+}
 
 
 @cache

@@ -499,6 +499,7 @@ def test_whole_numbers_have_bounds(number: int) -> None:
     right = json.loads(text_of(UPDATE))
     for name in ("packet_bytes", "num_steps", "num_examples", "epoch"):
         _refused("header", reply_of, "Update", json.dumps({**right, name: number}))
+    _refused("header", reply_of, "Update", json.dumps({**right, "layout": [["delta", number]]}))
     joined = json.loads(text_of(REPLIES[0]))
     _refused("header", reply_of, "Joined", json.dumps({**joined, "num_examples": {"train": number}}))
 
