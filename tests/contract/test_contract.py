@@ -176,6 +176,7 @@ def test_a_silo_restarted_in_training_changes_no_bit(
     assert seen.digest == expected(job_of(strategy={"name": "scaffold"}))[0]
 
 
+@pytest.mark.slow
 def test_a_silo_that_vanishes_for_good_is_lost_alike(
     channel: Open, documents: Documents, tmp_path: Path
 ) -> None:
@@ -323,6 +324,7 @@ def test_an_older_driver_is_fenced_off(channel: Open, documents: Documents) -> N
     with_va(channel, documents, job_of(), work)
 
 
+@pytest.mark.slow
 def test_a_silo_that_vanished_is_lost_to_its_calls_and_to_no_others(
     channel: Open, documents: Documents
 ) -> None:

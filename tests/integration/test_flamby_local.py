@@ -111,12 +111,13 @@ def test_hospitals_that_answer_in_any_order(tmp_path: Path, rule: str, seed: int
     assert len({tuple(arrivals[at : at + 4]) for at in range(0, 60, 4)}) > 1, "the order must really vary"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule, seed, point",
     [
         ("FedYogi", 44, "round.folded:7"),
         *(
-            pytest.param(rule, 45, f"{point}:{nth}", marks=pytest.mark.slow)
+            (rule, 45, f"{point}:{nth}")
             for rule, point, nth in zip(
                 RULES,
                 (
@@ -145,9 +146,8 @@ def test_resumed_in_mid_run(tmp_path: Path, rule: str, seed: int, point: str) ->
     assert not double_counts(journal(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "rule, seed", [("Scaffold", 45), *(pytest.param(rule, 46, marks=pytest.mark.slow) for rule in RULES)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rule, seed", [("Scaffold", 45), *((rule, 46) for rule in RULES)])
 def test_one_hospital_restarted_in_mid_run(tmp_path: Path, rule: str, seed: int) -> None:
     """Its process ends while it trains version 5: it loses what it has in memory, and is asked again."""
 

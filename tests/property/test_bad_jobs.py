@@ -117,11 +117,16 @@ def test_the_whole_document_is_in_order(path: Path) -> None:
     assert check(path) == 0
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(document=spoilt())
-def test_spoilt_documents(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
-    check(path)
+@pytest.mark.parametrize("number", [100, pytest.param(400, marks=pytest.mark.slow)])
+def test_spoilt_documents(path: Path, number: int) -> None:
+    @settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(document=spoilt())
+    def holds(document: dict[str, Any]) -> None:
+        text = yaml.safe_dump(document, allow_unicode=True)
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        check(path)
+
+    holds()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
