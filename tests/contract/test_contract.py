@@ -163,7 +163,7 @@ def test_a_silo_restarted_in_training_changes_no_bit(
     channel: Open, documents: Documents, tmp_path: Path
 ) -> None:
     """Its work in hand is lost, the driver hears of it, and asks it again."""
-    job, done = job_of({"pause_s": 0.1}, strategy={"name": "scaffold"}), []
+    job, done = job_of({"pause_s": 0.1}, total=2, strategy={"name": "scaffold"}), []
 
     async def meddle(silos: Channel, event: Any) -> None:
         if isinstance(event, events.SiloLaunched) and (event.silo, event.version) == ("va", 1) and not done:
@@ -173,7 +173,7 @@ def test_a_silo_restarted_in_training_changes_no_bit(
 
     seen = run(channel, job, documents, tmp_path, meddle)
     assert [(down.silo, down.version) for down in seen.of(events.SiloDown)] == [("va", 1)]
-    assert seen.digest == expected(job_of(strategy={"name": "scaffold"}))[0]
+    assert seen.digest == expected(job_of(total=2, strategy={"name": "scaffold"}))[0]
 
 
 @pytest.mark.slow
@@ -292,7 +292,7 @@ def test_a_silo_answers_while_it_trains_and_can_be_stopped(channel: Open, docume
             "the next training is not touched"
         )
 
-    with_va(channel, documents, job_of({"pause_s": 0.2}), work)
+    with_va(channel, documents, job_of({"pause_s": 0.1}), work)
 
 
 def test_a_restart_loses_the_call_and_the_join(channel: Open, documents: Documents) -> None:

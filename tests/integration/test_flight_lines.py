@@ -160,6 +160,7 @@ def test_a_slow_line_is_waited_for_while_bytes_move(tmp_path: Path, size: int) -
         assert np.array_equal(got, keeper.values)
 
 
+@pytest.mark.slow
 def test_a_silent_line_is_given_up_after_the_patience_and_taken_up_again(tmp_path: Path) -> None:
     keeper = Keeper(1000)
     with lined(tmp_path, keeper, patience_s=3.0) as (channel, line):

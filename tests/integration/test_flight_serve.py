@@ -213,6 +213,7 @@ def test_a_served_run_is_watched_stopped_and_resumed_from_other_shells(place: Se
     assert place.check(digest)["resumed"] == 1
 
 
+@pytest.mark.slow
 def test_an_agents_process_listens_to_nobody_while_it_trains(place: Served) -> None:
     """Nor does any process that it started; the driver listens where it was told to."""
     note = noted(place)

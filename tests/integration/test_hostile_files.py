@@ -113,7 +113,14 @@ def test_paths_that_lead_out(home: Path, path: Any) -> None:
     assert "\n" not in told and "leads to" in told and str(home / "silo.yaml") in told
 
 
-@pytest.mark.parametrize("path", ["linked/theirs.csv", "data", "../secrets/theirs.csv"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "linked/theirs.csv",
+        pytest.param("data", marks=pytest.mark.slow),
+        pytest.param("../secrets/theirs.csv", marks=pytest.mark.slow),
+    ],
+)
 def test_no_file_is_opened_behind_such_a_path(home: Path, path: str) -> None:
     write_silo(home, path)
     found = join(home)
