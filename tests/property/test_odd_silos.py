@@ -1,6 +1,7 @@
 """Silos that describe another model, trickle, or talk without end: each costs itself its place, and nobody else."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,19 @@ def with_odd(folder: Path, names: tuple[str, ...], said: Mapping[str, Any], **se
     for name in names:
         makers[name] = lambda honest=makers[name]: Says(honest(), **said)
     return federate(job_of(makers, total=3, **sections), makers, folder)
+
+
+class Waits:
+    """Trains its last version when something has happened: the run is not over before."""
+
+    def __init__(self, silo: Any, happened: threading.Event) -> None:
+        self.silo, self.happened = silo, happened
+
+    def handle(self, request: Request) -> Reply:
+        if isinstance(request, Train) and request.version == 2:
+            assert self.happened.wait(20)
+        reply: Reply = self.silo.handle(request)
+        return reply
 
 
 ODD = [{"schema_digest": "other"}, {"num_shared": 1 << 33}]
@@ -89,8 +103,17 @@ def test_a_silo_that_comes_later_builds_what_the_others_build(
         assert first.outcome.status == "stopped" and len(first.rounds) == 1
         ended = federate(job, makers, tmp_path)
     else:
+        declined_once = threading.Event()
+
+        def noticed(driver: Any, channel: Any, event: Any) -> None:
+            if isinstance(event, events.SiloDeclined):
+                declined_once.set()
+
+        makers["s0"] = lambda made=makers["s0"]: Waits(made(), declined_once)
         lose = {("s2", "Train", 2): "before"}
-        ended = federate(job, makers, tmp_path, channel=lambda start: LossyChannel(start, lose))
+        ended = federate(
+            job, makers, tmp_path, during=noticed, channel=lambda start: LossyChannel(start, lose)
+        )
     assert ended.outcome.status == "done" and ended.contributors[-2:] == [["s0", "s1", "s3"]] * 2
     (declined,) = ended.of(events.SiloDeclined)
     assert declined.silo == "s2" and "another shared model" in declined.reason
