@@ -12,7 +12,7 @@ test: .venv/.installed
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/.installed
-	$(BIN)/pytest -m "slow and not long"
+	$(BIN)/pytest -m "slow and not long" --durations=25
 
 test-long: .venv/.installed
 	$(BIN)/pytest -m long

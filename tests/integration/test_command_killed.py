@@ -26,7 +26,7 @@ from tests.support.federation import double_counts
 pytestmark = pytest.mark.slow
 
 SOME_POINTS = [
-    pytest.param(point, marks=() if number % 4 == 0 else pytest.mark.long)
+    pytest.param(point, marks=() if number % 8 == 0 else pytest.mark.long)
     for number, point in enumerate(FAULT_POINTS)
 ]
 """Each is a whole command twice; `tests/property/test_kills.py` goes through all of them in one process."""
