@@ -12,7 +12,9 @@ test: .venv/.installed
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/.installed
-	$(BIN)/pytest -m "slow and not long" --durations=25
+	log=$$(mktemp); $(BIN)/pytest -m hosts --durations=10 > $$log 2>&1 & hosts=$$!; \
+	$(BIN)/pytest -m "slow and not long and not hosts" --durations=25; others=$$?; \
+	wait $$hosts; hosts=$$?; cat $$log; rm $$log; exit $$((others || hosts))
 
 test-long: .venv/.installed
 	$(BIN)/pytest -m long

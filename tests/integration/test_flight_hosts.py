@@ -19,7 +19,7 @@ from tests.support.served import (
     silo_document,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 SILO_AT = {"silo-a": "cleveland", "silo-b": "va"}
 CUT_HOST, CUT_SILO = "silo-b", "va"

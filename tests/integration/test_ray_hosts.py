@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tests.support.room import Room
 
 pytest_plugins = ["tests.support.room"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 CUT_SILO, CUT_HOST = "hungarian", "silo-b"
 

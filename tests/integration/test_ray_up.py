@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.support.room import Room
 
 pytest_plugins = ["tests.support.room"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 GONE_S = 200
 REPOSITORY = Path(__file__).parents[2]
