@@ -140,7 +140,10 @@ def silo_actor(size: int) -> type:
 
     class AddActor(SiloActor):
         def __init__(self, name: str, silo_yaml: str | None, code: object) -> None:
-            self.name, self._silo, self._wrong = name, Silo(AddSite(name, size)), ""
+            self.name, self._adds = name, Silo(AddSite(name, size))
+
+        def _opened(self) -> Silo:
+            return self._adds
 
     return AddActor
 
