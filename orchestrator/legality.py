@@ -35,7 +35,7 @@ def refusals(job: "Job") -> Iterator[str]:
 
 def warnings(job: "Job") -> Iterator[str]:
     """What is legal but probably not meant."""
-    adaptive = job.local.optimizer.name.lower() not in {"sgd"}
+    adaptive = not job.local.optimizer.is_sgd
     if isinstance(job.strategy, Scaffold) and job.policy.max_staleness > 0:
         yield "SCAFFOLD's control variates refer to an older model when rounds.max_staleness > 0"
     if isinstance(job.strategy, Scaffold | FedNova) and adaptive:

@@ -18,6 +18,11 @@ class Optimizer(BaseModel, frozen=True, extra="allow"):
     lr: float = Field(default=0.01, gt=0)
 
     @property
+    def is_sgd(self) -> bool:
+        """SGD, perhaps with momentum: how strongly it applies each gradient is known."""
+        return self.name.lower() == "sgd"
+
+    @property
     def arguments(self) -> dict[str, Any]:
         return {"lr": self.lr, **(self.model_extra or {})}
 

@@ -16,6 +16,7 @@ from pydantic import (
 
 from orchestrator.core import document
 from orchestrator.core.endpoint import endpoint
+from orchestrator.local import Local, Optimizer
 from silos import hours
 
 
@@ -175,9 +176,30 @@ class Overrides(_Spec, frozen=True):
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     batch_size: int | None = Field(default=None, ge=1)
-    """In place of the job's."""
+    """In place of the job's, as the three that follow. Silos that differ in them pull the model in unequal directions,
+    unless the strategy evens it out (FedNova, SCAFFOLD, FedDyn)."""
+    epochs: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    optimizer: Optimizer | None = None
     workers: int = Field(default=0, ge=0)
     """Processes that decode images which do not fit in memory."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give 'epochs' or 'steps', not both")
+        return self
+
+    def applied(self, local: Local) -> Local:
+        """The job's settings of local training, with this silo's own in their place."""
+        own: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("batch_size", "optimizer")
+            if getattr(self, name) is not None
+        }
+        if self.epochs is not None or self.steps is not None:
+            own |= {"epochs": self.epochs, "steps": self.steps}
+        return local.model_copy(update=own)
 
 
 class Connection(_Spec, frozen=True):

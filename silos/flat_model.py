@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.core.errors import BadJob
+from orchestrator.core.protocols import PrivateLayers
 from orchestrator.core.vector import Parts, Vector
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 class Entry(NamedTuple):
@@ -84,8 +87,31 @@ class FlatModel:
         parts = {"params": _numpy(self.shared)}
         return {**parts, "buffers": _numpy(self.buffers)} if self.buffers.numel() else parts
 
+    def parameter_of(self, trains: str) -> nn.Parameter:
+        """``all`` parameters, the ``shared`` ones or the silo's ``own``, for an optimizer."""
+        if trains == "all":
+            return self.parameter
+        part = slice(None, self.num_shared) if trains == "shared" else slice(self.num_shared, None)
+        parameter = nn.Parameter(self.vector[part])
+        parameter.grad = self.gradient[part]
+        return parameter
+
     def clear_gradient(self) -> None:
         self.gradient.zero_()
+
+
+def layers(module: nn.Module, kind: PrivateLayers) -> tuple[str, ...]:
+    """Globs over the names of what belongs to layers of this kind; none where the module has no such layer."""
+    if kind == "none":
+        return ()
+    if kind == "norm":
+        return tuple(f"{name}.*" for name, each in module.named_modules() if isinstance(each, _NORMS))
+    with_parameters = [
+        name
+        for name, each in module.named_modules()
+        if next(each.parameters(recurse=False), None) is not None
+    ]
+    return tuple(f"{name}.*" for name in with_parameters[-1:])
 
 
 def private_buffers(model: FlatModel) -> dict[str, Tensor]:

@@ -267,7 +267,10 @@ class Silo:
 
     def _order(self, request: Train | Evaluate, run: Run, state: dict[str, Vector]) -> Order:
         tick = self._tick(request.version, run)
-        return Order(version=request.version, received=request.model, state=state, tick=tick)
+        num_steps = request.num_steps if isinstance(request, Train) else None
+        return Order(
+            version=request.version, received=request.model, state=state, tick=tick, num_steps=num_steps
+        )
 
     def _tick(self, version: int, run: Run) -> Tick:
         def tick(phase: str, done: int, total: int) -> None:

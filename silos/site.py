@@ -38,6 +38,8 @@ class Order:
     state: MutableMapping[str, Vector]
     """The silo's private state; what is in it afterwards is kept."""
     tick: Tick
+    num_steps: int | None = None
+    """Local steps that the driver asks for; None: as the job, or the silo's own document, says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,6 +107,9 @@ class Kept(MutableMapping[str, Vector]):
     def __delitem__(self, name: str) -> None:
         del self._vectors[f"{self._owner}/{name}"]
 
+    def __contains__(self, name: object) -> bool:
+        return f"{self._owner}/{name}" in self._vectors
+
     def __iter__(self) -> Iterator[str]:
         prefix = f"{self._owner}/"
         return (name.removeprefix(prefix) for name in self._vectors if name.startswith(prefix))

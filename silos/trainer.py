@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from orchestrator.core.metrics import MetricSums, Sums, pooled
-from orchestrator.core.protocols import LocalRun
+from orchestrator.core.protocols import Contrast, LocalRun, Part, Phase
 from orchestrator.core.random import seed_of
 from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
-from silos.flat_model import FlatModel, private_buffers
+from orchestrator.local import Local
+from silos.flat_model import FlatModel, layers, private_buffers
 from silos.optimizer import Momentum, make_optimizer
 from silos.precision import LossScale
 from silos.site import Order, Tick, Trained
@@ -32,9 +33,10 @@ class TorchTrainer:
     """Trains the job's model on the task's batches. One model, one set of flat vectors, reused every round."""
 
     def __init__(
-        self, job: Job, silo: str, task: Task, device: str = "auto", batch_size: int | None = None
+        self, job: Job, silo: str, task: Task, device: str = "auto", local: Local | None = None
     ) -> None:
-        self.job, self.silo, self.task = job, silo, task
+        """``local``: the silo's own settings of local training, where they differ from the job's."""
+        self.job, self.silo, self.task, self.local = job, silo, task, local or job.local
         self.torch_device = torch.device(_device(device))
         torch.set_num_threads(job.local.threads)
         with _GENERATOR:
@@ -42,13 +44,13 @@ class TorchTrainer:
             module = task.model()
         if job.local.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.flat = FlatModel(module, job.shared, job.private, self.torch_device)
+        private = (*job.private, *layers(module, job.strategy.private_layers))
+        self.flat = FlatModel(module, job.shared, private, self.torch_device)
         self.call = torch.compile(module) if job.local.compile else module
-        self.batch_size = batch_size or job.local.batch_size
         self._first_parts = self.flat.parts()
         self._first_private = self._private_state()
         make_optimizer(
-            job.local.optimizer, self.flat.parameter
+            self.local.optimizer, self.flat.parameter
         )  # a wrong optimizer name or argument is an error now, not in round 0
 
     @property
@@ -118,57 +120,63 @@ class TorchTrainer:
         )
 
     def _run(self, order: Order, received: Mapping[str, Tensor]) -> LocalRun:
+        flat = self.flat
         extra = {name: part for name, part in received.items() if name not in ("params", "buffers")}
-        kept = _DeviceKept(Kept(order.state, "strategy", self.flat.num_shared), self.torch_device)
-        return LocalRun(params=self.flat.shared, anchor=received["params"], received=extra, kept=kept)
+        return LocalRun(
+            params=flat.shared,
+            anchor=received["params"],
+            received=extra,
+            kept=_DeviceKept(Kept(order.state, "strategy", flat.num_shared), self.torch_device),
+            exact_path=self.local.optimizer.is_sgd,
+            version=order.version,
+            buffers=flat.buffers if flat.buffers.numel() else None,
+            own=flat.private if flat.private.numel() else None,
+            own_gradient=flat.gradient[flat.num_shared :] if flat.private.numel() else None,
+        )
 
     def _fit(self, run: LocalRun, order: Order) -> tuple[Sums, int]:
         """Train; the sum of batch losses and the number of the silo's training rows."""
-        job, local = self.job, self.job.local
-        torch.manual_seed(seed_of(job.seed, "train", self.silo, order.version))
-        optimizer = make_optimizer(local.optimizer, self.flat.parameter)
-        run.lr = local.optimizer.lr * local.schedule.factor(order.version, job.rounds.total)
-        for group in optimizer.param_groups:
-            group["lr"] = run.lr
-        momentum = Momentum(optimizer.param_groups[0])
-        scale = LossScale() if local.precision == "fp16" else None
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.torch_device)
-        seen, total = 0, self._total_steps()
+        torch.manual_seed(seed_of(self.job.seed, "train", self.silo, order.version))
+        run.lr = self.local.optimizer.lr * self.local.schedule.factor(order.version, self.job.rounds.total)
+        phases = self.job.strategy.phases(self._length(order))
+        fit = _Fit(self, run, order.tick, sum(self._num_steps(phase) for phase in phases))
         self.call.train()
-        for batch in self._batches(order.version):
-            grad_at = _Gradient(self, batch, scale)
-            self._apply(job.strategy.direction(run, grad_at))
-            if scale is None or scale.accepts(self.flat.gradient):
-                optimizer.step()
-                run.num_steps += 1
-                run.path += momentum.next(run.lr)
-            loss_sum += grad_at.loss * len(batch[0])
-            seen += len(batch[0])
-            order.tick("training", run.num_steps, total)
-        return Sums("mean", (float(loss_sum), float(seen))), self.num_examples["train"]
+        epoch = 0
+        for phase in phases:
+            fit.begin(phase)
+            for batch in self._batches(order.version, phase, epoch):
+                fit.step(batch)
+            epoch += self._num_epochs(phase)
+        return fit.losses, self.num_examples["train"]
 
-    def _apply(self, direction: Tensor) -> None:
-        """Put the strategy's direction where the optimizer looks for the gradient."""
-        shared = self.flat.gradient[: self.flat.num_shared]
-        if direction.data_ptr() != shared.data_ptr():
-            shared.copy_(direction)
-        if self.job.local.clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_([self.flat.parameter], self.job.local.clip_grad_norm)
+    def _length(self, order: Order) -> Phase:
+        """As the driver asks, or else as the job or the silo's own document says."""
+        if order.num_steps is not None:
+            return Phase(steps=order.num_steps)
+        if self.local.steps is not None:
+            return Phase(steps=self.local.steps)
+        return Phase(epochs=self.local.num_epochs)
 
-    def _batches(self, version: int) -> Iterator[Batch]:
-        local, steps = self.job.local, 0
-        epochs = local.num_epochs if local.steps is None else local.steps
-        for epoch in range(epochs):
+    def _batches(self, version: int, phase: Phase, first_epoch: int) -> Iterator[Batch]:
+        steps = 0
+        for epoch in range(first_epoch, first_epoch + (phase.steps or phase.epochs or 1)):
             at = At(self.job.seed, self.silo, version, epoch)
-            for batch in self.task.train_batches(at, self.batch_size):
+            for batch in self.task.train_batches(at, self.local.batch_size):
                 yield self._moved(batch)
                 steps += 1
-                if local.steps is not None and steps >= local.steps:
+                if phase.steps is not None and steps >= phase.steps:
                     return
 
-    def _total_steps(self) -> int:
-        per_epoch = -(-self.num_examples["train"] // self.batch_size)
-        return self.job.local.steps or per_epoch * self.job.local.num_epochs
+    def _num_steps(self, phase: Phase) -> int:
+        return phase.steps or self._steps_per_epoch * (phase.epochs or 1)
+
+    def _num_epochs(self, phase: Phase) -> int:
+        """Begun in this phase."""
+        return phase.epochs or -(-(phase.steps or 1) // self._steps_per_epoch)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return -(-self.num_examples["train"] // self.local.batch_size)
 
     def _measure(self, tick: Tick) -> MetricSums:
         self.call.eval()
@@ -191,7 +199,7 @@ class TorchTrainer:
 
     def _moved(self, batch: Batch) -> Batch:
         moved = tuple(tensor.to(self.torch_device, non_blocking=True) for tensor in batch)
-        if self.job.local.channels_last and moved[0].dim() == 4:
+        if self.local.channels_last and moved[0].dim() == 4:
             moved = (moved[0].contiguous(memory_format=torch.channels_last), *moved[1:])
         return moved
 
@@ -221,29 +229,81 @@ class TorchTrainer:
             state[f"private/{name}"] = value
 
 
-class _Gradient:
-    """Gradient of one batch's loss at any point of the shared parameters. The result lies in the model's
-    gradient vector until the next call."""
+class _Fit:
+    """One local training, step by step."""
 
-    def __init__(self, trainer: TorchTrainer, batch: Batch, scale: LossScale | None) -> None:
+    def __init__(self, trainer: TorchTrainer, run: LocalRun, tick: Tick, num_steps: int) -> None:
+        self._trainer, self._run, self._tick, self._num_steps = trainer, run, tick, num_steps
+        self._scale = LossScale() if trainer.local.precision == "fp16" else None
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=trainer.torch_device)
+        self._seen = self._done = 0
+
+    @property
+    def losses(self) -> Sums:
+        return Sums("mean", (float(self._loss_sum), float(self._seen)))
+
+    def begin(self, phase: Phase) -> None:
+        """With a new optimizer, on what is trained in this phase."""
+        trainer = self._trainer
+        self._trains = phase.trains
+        self._parameter = trainer.flat.parameter_of(phase.trains)
+        self._optimizer = make_optimizer(trainer.local.optimizer, self._parameter)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._run.lr
+        self._momentum = Momentum(self._optimizer.param_groups[0])
+
+    def step(self, batch: Batch) -> None:
+        run, grad_at = self._run, Gradient(self._trainer, batch, self._scale)
+        if self._trains == "own":
+            grad_at(run.params)
+        else:
+            self._put(self._trainer.job.strategy.direction(run, grad_at))
+        self._clip()
+        if self._scale is None or self._scale.accepts(self._trainer.flat.gradient):
+            self._optimizer.step()
+            if self._trains != "own":
+                run.num_steps += 1
+                run.path += self._momentum.next(run.lr)
+        self._loss_sum += grad_at.loss * len(batch[0])
+        self._seen += len(batch[0])
+        self._done += 1
+        self._tick("training", self._done, self._num_steps)
+
+    def _put(self, direction: Tensor) -> None:
+        """The strategy's direction where the optimizer looks for the gradient."""
+        flat = self._trainer.flat
+        shared = flat.gradient[: flat.num_shared]
+        if direction.data_ptr() != shared.data_ptr():
+            shared.copy_(direction)
+
+    def _clip(self) -> None:
+        most = self._trainer.local.clip_grad_norm
+        if most is not None:
+            torch.nn.utils.clip_grad_norm_([self._parameter], most)
+
+
+class Gradient:
+    """Gradient of one batch's loss at any point of the shared parameters (`GradAt`)."""
+
+    def __init__(self, trainer: TorchTrainer, batch: Batch, scale: LossScale | None = None) -> None:
         self._trainer, self._batch, self._scale = trainer, batch, scale
         self.loss: Tensor = torch.zeros(())
 
-    def __call__(self, point: Tensor) -> Tensor:
-        flat = self._trainer.flat
+    def __call__(self, point: Tensor, part: Part = "all", contrast: Contrast | None = None) -> Tensor:
+        flat, batch = self._trainer.flat, _part_of(self._batch, part)
         if point.data_ptr() == flat.shared.data_ptr():
-            return self._backward()
+            return self._backward(batch)
         here = flat.shared.clone()
         flat.shared.copy_(point)
-        gradient = self._backward()
+        gradient = self._backward(batch)
         flat.shared.copy_(here)
         return gradient
 
-    def _backward(self) -> Tensor:
+    def _backward(self, batch: Batch) -> Tensor:
         trainer = self._trainer
         trainer.flat.clear_gradient()
         with trainer.autocast():
-            loss = trainer.task.loss(trainer.call, self._batch)
+            loss = trainer.task.loss(trainer.call, batch)
         if self._scale is None:
             loss.backward()
         else:
@@ -251,6 +311,15 @@ class _Gradient:
             trainer.flat.gradient.div_(self._scale.factor)
         self.loss = loss.detach()
         return trainer.flat.gradient[: trainer.flat.num_shared]
+
+
+def _part_of(batch: Batch, part: Part) -> Batch:
+    """The rows of a part; a batch of one row is its own support and query."""
+    half = (len(batch[0]) + 1) // 2
+    if part == "all" or len(batch[0]) == 1:
+        return batch
+    rows = slice(None, half) if part == "support" else slice(half, None)
+    return tuple(tensor[rows] for tensor in batch)
 
 
 class _DeviceKept:
@@ -268,6 +337,9 @@ class _DeviceKept:
     def __setitem__(self, name: str, value: Tensor) -> None:
         self._tensors[name] = value
         self._kept[name] = _to_numpy(value)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors or name in self._kept
 
 
 def _device(wish: str) -> str:

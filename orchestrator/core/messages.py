@@ -48,6 +48,8 @@ class Train(Request):
     counted: int
     """Version of the silo's newest update that is in the model or will be; -1: none. The silo's private state goes
     on from there, so that work which never counted leaves no trace in it."""
+    num_steps: int | None = None
+    """Local steps that the driver asks for; None: as the job says."""
     inline: int
     """Send the packet with the reply when it has at most this many elements."""
     keep: tuple[int, ...] = ()

@@ -5,8 +5,8 @@ job document that names one *is* the object whose methods run. State goes in and
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -20,10 +20,46 @@ Array = Any
 State = Mapping[str, Vector]
 """A strategy's memory on the driver. Always has ``params``; ``buffers`` where the model shares float buffers."""
 
-GradAt = Callable[[Array], Array]
-"""Gradient of the loss on the batch in hand, at any point of the shared parameters."""
+Part = Literal["all", "support", "query"]
+"""Which rows of the batch: all, or its first or second half (meta-learning adapts on one and learns on the other)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A term of the loss that pulls what the network sees in an input towards what another network sees in it, and
+    away from what a third one does (MOON, Li et al. 2021, eq. 3, arXiv 2103.16257)."""
+
+    mu: float
+    """Factor of the term."""
+    temperature: float
+    near: Array
+    """Shared parameters of the network to be like."""
+    far: Array
+    """Shared parameters of the network to be unlike."""
+
+
+class GradAt(Protocol):
+    """Gradient of the loss on the batch in hand, at any point of the shared parameters. It lies in the model's
+    gradient vector until the next call."""
+
+    def __call__(self, point: Array, part: Part = "all", contrast: Contrast | None = None) -> Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of a local training: what is trained in it, and how long. Another phase begins with a new
+    optimizer."""
+
+    trains: Literal["all", "shared", "own"] = "all"
+    epochs: int | None = None
+    steps: int | None = None
+    """Neither: as long as the job, or the driver, says."""
+
 
 Observer = Callable[[Event], None]
+
+PrivateLayers = Literal["none", "norm", "head"]
+"""``norm``: layers of normalisation, with their statistics. ``head``: the last layer that has parameters."""
 
 
 class Kept(Protocol):
@@ -31,6 +67,7 @@ class Kept(Protocol):
 
     def __getitem__(self, name: str) -> Array: ...
     def __setitem__(self, name: str, value: Array) -> None: ...
+    def __contains__(self, name: object) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -49,6 +86,18 @@ class LocalRun:
     path: float = 0.0
     """Sum of the factors with which the gradients were applied: lr x number of steps for plain SGD, more
     with momentum (FedNova's ``eta * ||a||_1``, Wang et al. 2020, section 4.1)."""
+    exact_path: bool = True
+    """False where the optimizer is no SGD: ``path`` is lr x number of steps then, and says little."""
+    version: int = 0
+    """Model version that is trained from."""
+    memo: dict[str, Array] = field(default_factory=dict)
+    """The strategy's scratch, of this training alone."""
+    buffers: Array | None = None
+    """Shared float buffers, a view; None where the model shares none."""
+    own: Array | None = None
+    """The silo's private parameters, a view; None where there are none."""
+    own_gradient: Array | None = None
+    """Their gradient on the batch in hand."""
 
     def take_delta(self) -> Array:
         """Local minus global parameters, computed in the parameters' own memory: call once, at the end."""
@@ -69,6 +118,16 @@ class Strategy(Protocol):
 
     scalars: ClassVar[frozenset[str]]
     """Names of the public numbers of a report; none is negative."""
+    private_layers: ClassVar[PrivateLayers]
+    """Which layers stay at the silo, besides those that the job names."""
+    keeps_optimizer: ClassVar[bool]
+    """The local optimizer's state goes on from one training to the next."""
+    step_invariant: ClassVar[bool]
+    """Where it converges to does not depend on how many local steps the silos make."""
+    whole: ClassVar[bool]
+    """The driver needs whole updates side by side; no sum will do."""
+    halves: ClassVar[bool]
+    """Batches are split in support and query, so a batch has at least two rows."""
 
     def init(self, model: Parts) -> State:
         """Driver state from the initial model (``params`` and perhaps ``buffers``)."""
@@ -92,6 +151,14 @@ class Strategy(Protocol):
 
     def report(self, run: LocalRun) -> Report:
         """The update, after the last local step."""
+        ...
+
+    def phases(self, length: Phase) -> tuple[Phase, ...]:
+        """How a local training goes; ``length`` is what the job, or the driver, asks for."""
+        ...
+
+    def personal(self, kept: Kept, params: Array) -> Array | None:
+        """The silo's own shared parameters, given the received ones; None where those are all it has."""
         ...
 
 

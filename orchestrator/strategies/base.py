@@ -5,7 +5,16 @@ from typing import Annotated, ClassVar
 from pydantic import BaseModel, Field
 
 from orchestrator.core.messages import CohortInfo
-from orchestrator.core.protocols import Array, GradAt, LocalRun, Report, State
+from orchestrator.core.protocols import (
+    Array,
+    GradAt,
+    Kept,
+    LocalRun,
+    Phase,
+    PrivateLayers,
+    Report,
+    State,
+)
 from orchestrator.core.vector import Parts
 from orchestrator.strategies.server import Adagrad, Adam, Sgd, Yogi
 
@@ -17,6 +26,11 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
     job shares) are averaged plainly: they are statistics, not parameters, so no optimizer touches them."""
 
     scalars: ClassVar[frozenset[str]] = frozenset()
+    private_layers: ClassVar[PrivateLayers] = "none"
+    keeps_optimizer: ClassVar[bool] = False
+    step_invariant: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+    halves: ClassVar[bool] = False
     server: Server = Sgd()
 
     def init(self, model: Parts) -> State:
@@ -41,3 +55,9 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
 
     def report(self, run: LocalRun) -> Report:
         return Report({"delta": run.take_delta()}, {})
+
+    def phases(self, length: Phase) -> tuple[Phase, ...]:
+        return (length,)
+
+    def personal(self, kept: Kept, params: Array) -> Array | None:
+        return None

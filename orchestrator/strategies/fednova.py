@@ -20,6 +20,7 @@ class FedNova(Averaging, frozen=True):
     """
 
     scalars: ClassVar[frozenset[str]] = frozenset({"path", "capped"})
+    step_invariant: ClassVar[bool] = True
     name: Literal["fednova"] = "fednova"
     max_ratio: float = Field(default=8.0, ge=1)
 

@@ -1,6 +1,6 @@
 """SCAFFOLD: control variates against client drift."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class Scaffold(Averaging, frozen=True):
     weights the fixed point is another optimum.
     """
 
+    step_invariant: ClassVar[bool] = True
     name: Literal["scaffold"] = "scaffold"
 
     def init(self, model: Parts) -> State:

@@ -25,6 +25,7 @@ _Int = Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]
 """Python's own have no bounds: one of some thousand digits cannot be written into the journal any more."""
 _BOUNDED: dict[Any, Any] = {
     int: _Int,
+    int | None: _Int | None,
     dict[str, int]: dict[str, _Int],
     tuple[int, ...]: tuple[_Int, ...],
     tuple[tuple[str, int], ...]: tuple[tuple[str, _Int], ...],

@@ -34,8 +34,8 @@ class Quadratic:
     momentum: float = 0.0
     sleep_s: float = 0.0
 
-    def gradient(self, point: np.ndarray) -> np.ndarray:
-        """In float64, rounded to the precision of ``point``."""
+    def gradient(self, point: np.ndarray, part: str = "all", contrast: None = None) -> np.ndarray:
+        """In float64, rounded to the precision of ``point``; the same on any part of the rows."""
         return (self.a @ (point.astype(np.float64) - self.b)).astype(point.dtype)
 
     def loss(self, point: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.core.errors import BadInput
-from silos.flat_model import FlatModel, private_buffers
+from silos.flat_model import FlatModel, layers, private_buffers
 
 
 class Net(nn.Module):
@@ -249,3 +249,13 @@ def test_a_copy_of_the_module_is_independent() -> None:
     copied = deepcopy(module)
     flat.vector.zero_()
     assert next(copied.parameters()).any()
+
+
+def test_layers_by_kind() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(2, 2)
+    )
+    assert layers(module, "none") == ()
+    assert layers(module, "norm") == ("1.*", "2.*")
+    assert layers(module, "head") == ("4.*",)
+    assert layers(nn.Linear(2, 2), "norm") == ()

@@ -182,7 +182,12 @@ def test_epochs_and_steps() -> None:
 
 
 def test_an_override_of_the_batch_size() -> None:
-    assert TorchTrainer(job(), "a", Blobs(), "cpu", batch_size=20).train(order(trainer(job()))).num_steps == 4
+    assert (
+        TorchTrainer(job(), "a", Blobs(), "cpu", job(local={"batch_size": 20}).local)
+        .train(order(trainer(job())))
+        .num_steps
+        == 4
+    )
 
 
 def test_rates_follow_the_schedule() -> None:

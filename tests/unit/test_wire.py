@@ -531,6 +531,7 @@ def test_a_message_with_a_field_too_many_too_few_or_of_another_type(message: Any
         _refused("header", of, kind, json.dumps({key: value for key, value in right.items() if key != name}))
         for wrong in (None, {"a": []}, [[[]]], 7 if isinstance(right[name], str) else "x"):
             fits = isinstance(right[name], dict) and wrong == {"a": []} and name == "model"
+            fits = fits or (name == "num_steps" and kind == "Train" and wrong is None)
             if not fits:
                 _refused("header", of, kind, json.dumps({**right, name: wrong}))
     for text in ("", "null", "[]", "7", "{", '"\\ud800"', "[" * 100_000):
