@@ -66,6 +66,8 @@ class Silo:
         self._fencing = threading.Lock()
         self._newest_driver = "", 0
         self._cancelled = threading.Event()
+        self._hand_in = -1
+        """Version of which the driver wants what is done, and no more."""
         self._signs = Signs(clock)
         self._asked_at = self._looked_at = clock()
 
@@ -102,7 +104,7 @@ class Silo:
                 return self._pong()
             case Stop():
                 if run is not None:
-                    self._cancelled.set()
+                    self._stop(request)
                 return self._pong()
             case Join():
                 return self._join(request)
@@ -113,6 +115,12 @@ class Silo:
             if run is None
             else self._work(run, request)
         )
+
+    def _stop(self, request: Stop) -> None:
+        if request.hand_in is None:
+            self._cancelled.set()
+        else:
+            self._hand_in = request.hand_in
 
     def _work(self, run: Run, request: Request) -> Reply:
         if isinstance(request, Fetch):
@@ -179,7 +187,7 @@ class Silo:
         run = Run.of(request.run_id, job, self.site, trainer)
         joined = run.joined(self.incarnation)
         self._signs.tells_counts = bool(run.num_examples)
-        self._run, self._asked_at = run, self.clock()
+        self._run, self._asked_at, self._hand_in = run, self.clock(), -1
         return joined
 
     def _opened(self, request: Join, job: Job) -> Trainer:
@@ -269,7 +277,12 @@ class Silo:
         tick = self._tick(request.version, run)
         num_steps = request.num_steps if isinstance(request, Train) else None
         return Order(
-            version=request.version, received=request.model, state=state, tick=tick, num_steps=num_steps
+            version=request.version,
+            received=request.model,
+            state=state,
+            tick=tick,
+            num_steps=num_steps,
+            enough=lambda: self._hand_in == request.version,
         )
 
     def _tick(self, version: int, run: Run) -> Tick:

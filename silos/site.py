@@ -40,6 +40,8 @@ class Order:
     tick: Tick
     num_steps: int | None = None
     """Local steps that the driver asks for; None: as the job, or the silo's own document, says."""
+    enough: Callable[[], bool] = lambda: False
+    """Whether to end after this step with what is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -146,6 +146,8 @@ class TorchTrainer:
             fit.begin(phase)
             for batch in self._batches(order.version, phase, epoch):
                 fit.step(batch)
+                if order.enough():
+                    break
             epoch += self._num_epochs(phase)
         return fit.losses, self.num_examples["train"]
 

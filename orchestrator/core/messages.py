@@ -49,7 +49,8 @@ class Train(Request):
     """Version of the silo's newest update that is in the model or will be; -1: none. The silo's private state goes
     on from there, so that work which never counted leaves no trace in it."""
     num_steps: int | None = None
-    """Local steps that the driver asks for; None: as the job says."""
+    """Local steps that the driver asks for, in rounds of equal time; None: as the job, or the silo's own document,
+    says."""
     inline: int
     """Send the packet with the reply when it has at most this many elements."""
     keep: tuple[int, ...] = ()
@@ -82,7 +83,10 @@ class Ping(Request):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop(Request):
-    """Leave the training in hand at the next batch; its work is no longer wanted."""
+    """Leave the training in hand at the next batch."""
+
+    hand_in: int | None = None
+    """Version whose training is to end with what is there, and be reported; None: no work in hand is wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

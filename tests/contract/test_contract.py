@@ -295,6 +295,22 @@ def test_a_silo_answers_while_it_trains_and_can_be_stopped(channel: Open, docume
     with_va(channel, documents, job_of({"pause_s": 0.1}), work)
 
 
+def test_a_silo_hands_in_what_is_done(channel: Open, documents: Documents) -> None:
+    async def work(silos: Channel, model: Any) -> None:
+        handle = await silos.publish(model)
+        call = asyncio.ensure_future(silos.call("va", train(0, handle)))
+        while (await silos.call("va", Ping(**HEADER))).phase != "training":
+            assert not call.done(), call
+            await asyncio.sleep(0.05)
+        await silos.call("va", Stop(**HEADER, hand_in=0))
+        reply = await call
+        assert isinstance(reply, Update) and 1 <= reply.num_steps < 10
+        again = await silos.call("va", train(0, handle))
+        assert again.packet["values"].tobytes() == reply.packet["values"].tobytes()
+
+    with_va(channel, documents, job_of({"pause_s": 0.1}), work)
+
+
 def test_a_restart_loses_the_call_and_the_join(channel: Open, documents: Documents) -> None:
     async def work(silos: Channel, model: Any) -> None:
         handle = await silos.publish(model)

@@ -43,10 +43,18 @@ class Quadratic:
         return 0.5 * float(off @ self.a @ off)
 
 
-def descend(strategy: Any, problem: Quadratic, run: LocalRun, tick: Tick = lambda *_: None) -> Report:
+def descend(
+    strategy: Any,
+    problem: Quadratic,
+    run: LocalRun,
+    tick: Tick = lambda *_: None,
+    steps: int | None = None,
+    enough: Callable[[], bool] = lambda: False,
+) -> Report:
     """Local training in the precision of ``run.params``: the strategy's direction, SGD with momentum."""
     held, velocity, run.lr = 0.0, np.zeros_like(run.params), problem.lr
-    for step in range(problem.steps):
+    total = steps or problem.steps
+    for step in range(total):
         if problem.sleep_s:
             time.sleep(problem.sleep_s)
         velocity = problem.momentum * velocity + strategy.direction(run, problem.gradient)
@@ -54,7 +62,9 @@ def descend(strategy: Any, problem: Quadratic, run: LocalRun, tick: Tick = lambd
         held = problem.momentum * held + 1.0
         run.path += problem.lr * held
         run.num_steps += 1
-        tick("training", step + 1, problem.steps)
+        tick("training", step + 1, total)
+        if enough():
+            break
     return strategy.report(run)
 
 
@@ -89,7 +99,7 @@ class QuadraticTrainer:
         extra = {name: part for name, part in order.received.items() if name != "params"}
         kept = Kept(order.state, "strategy", self.buffer.size)
         run = LocalRun(params=self.buffer, anchor=order.received["params"], received=extra, kept=kept)
-        report = descend(self.job.strategy, self.problem, run, order.tick)
+        report = descend(self.job.strategy, self.problem, run, order.tick, order.num_steps, order.enough)
         self.trained.append(order.version)
         return Trained(
             parts=report.parts,

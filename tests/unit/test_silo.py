@@ -356,6 +356,35 @@ def test_cancelling(training: tuple[Silo, list[Any]], site: PlainSite) -> None:
     assert site.trained == [0], "a later training is not touched by it"
 
 
+def test_what_is_done_can_be_handed_in(training: tuple[Silo, list[Any]], site: PlainSite) -> None:
+    """It is an update like any other, of fewer steps; the silo keeps it for a driver that asks again."""
+    silo, replies = training
+    silo.handle(Stop(**RUN, hand_in=0))
+    Gated.go_on.set()
+    for _ in range(1000):
+        if replies:
+            break
+        threading.Event().wait(0.01)
+    assert isinstance(replies[0], Update) and replies[0].num_steps == 1 < site.problem.steps
+    assert trained(silo).num_steps == 1 and site.trained == [0]
+    assert trained(silo, 1).num_steps == site.problem.steps, "a later training is not touched by it"
+
+
+def test_only_the_version_meant_is_handed_in(site: PlainSite) -> None:
+    """A word that comes too late must not end the next training; one that comes before its training counts."""
+    silo = joined(site)
+    silo.handle(Stop(**RUN, hand_in=0))
+    assert trained(silo, 1).num_steps == site.problem.steps
+    silo.handle(Stop(**RUN, hand_in=2))
+    assert trained(silo, 2).num_steps == 1
+    silo.handle(join())
+    assert trained(silo, 2, "again").num_steps == site.problem.steps, "that was another driver's word"
+
+
+def test_the_driver_may_ask_for_a_number_of_steps(site: PlainSite) -> None:
+    assert trained(joined(site), num_steps=7).num_steps == 7 != site.problem.steps
+
+
 def test_initial_parameters(site: PlainSite) -> None:
     reply = joined(site).handle(Initial(**RUN))
     assert isinstance(reply, Piece) and reply.packet["params"].tolist() == [0] * 5

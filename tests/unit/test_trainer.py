@@ -37,7 +37,7 @@ def order(
         version=version,
         received=params,
         state={} if state is None else state,
-        tick=given.get("tick", lambda *_: None),
+        **{"tick": lambda *_: None, **given},
     )
 
 
@@ -179,6 +179,24 @@ def test_epochs_and_steps() -> None:
     assert trained(trainer(job(local={"epochs": 3}))).num_steps == 15
     for steps in (1, 5, 7):
         assert trained(trainer(job(local={"epochs": None, "steps": steps}))).num_steps == steps
+
+
+def test_a_number_of_steps_that_the_driver_asks_for() -> None:
+    """Epoch after epoch, to the bit as if the job said so; two epochs have ten steps."""
+    made = trainer(job())
+    for steps in (3, 13):
+        told = trainer(job(local={"epochs": None, "steps": steps}))
+        result = made.train(order(made, num_steps=steps))
+        assert result.num_steps == steps and bits(result) == bits(trained(told))
+    assert trained(made).num_steps == 10
+
+
+def test_it_ends_with_what_is_there() -> None:
+    """An update of fewer steps, to the bit as if so many had been asked for."""
+    made, asked = trainer(job()), iter(range(1, 10))
+    partial = made.train(order(made, enough=lambda: next(asked) == 4))
+    assert partial.num_steps == 4
+    assert bits(partial) == bits(made.train(order(made, num_steps=4)))
 
 
 def test_an_override_of_the_batch_size() -> None:

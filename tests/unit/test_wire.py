@@ -393,11 +393,12 @@ REQUESTS: tuple[m.Request, ...] = (
     m.Join(**HEAD, job='{"name": "\u00e9"}', job_digest="d"),
     m.Initial(**HEAD),
     m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5, keep=(1, 2)),
-    m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5),
+    m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5, num_steps=9),
     m.Evaluate(**HEAD, version=4, model=None, counted=2),
     m.Fetch(**HEAD, version=1, start=0, stop=9),
     m.Ping(**HEAD),
     m.Stop(**HEAD),
+    m.Stop(**HEAD, hand_in=4),
     m.Leave(**HEAD, finished=True),
 )
 SUMS = {"loss": Sums("mean", (math.nan, 2.0)), "auc": Sums("auc", (1.0, math.inf, 0.0, -math.inf))}
@@ -531,7 +532,7 @@ def test_a_message_with_a_field_too_many_too_few_or_of_another_type(message: Any
         _refused("header", of, kind, json.dumps({key: value for key, value in right.items() if key != name}))
         for wrong in (None, {"a": []}, [[[]]], 7 if isinstance(right[name], str) else "x"):
             fits = isinstance(right[name], dict) and wrong == {"a": []} and name == "model"
-            fits = fits or (name == "num_steps" and kind == "Train" and wrong is None)
+            fits = fits or ((kind, name) in {("Train", "num_steps"), ("Stop", "hand_in")} and wrong is None)
             if not fits:
                 _refused("header", of, kind, json.dumps({**right, name: wrong}))
     for text in ("", "null", "[]", "7", "{", '"\\ud800"', "[" * 100_000):
