@@ -92,3 +92,19 @@ class Local(_Spec, frozen=True):
     def num_epochs(self) -> int:
         """Epochs of a training that is not counted in steps."""
         return self.epochs or 1
+
+
+class FineTune(_Spec, frozen=True):
+    """How a silo makes the final model its own: so many ``steps``, or ``epochs``, on its training rows."""
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    """Neither: one epoch."""
+    lr: float | None = Field(default=None, gt=0)
+    """Default: the local optimizer's."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give 'epochs' or 'steps', not both")
+        return self

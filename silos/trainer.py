@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -84,18 +84,22 @@ class TorchTrainer:
     def initial(self) -> Parts:
         return self._first_parts
 
-    def evaluate(self, order: Order) -> MetricSums:
-        self.flat.load(self._on_device(order.received))
+    def load(self, order: Order) -> dict[str, Tensor]:
+        """Put the received model and the silo's private state in place; the received parts on the device."""
+        received = self._tensors(order.received)
+        self.flat.load(received)
         self._restore_private(order.state)
-        return self._measure(order.tick)
+        return received
+
+    def evaluate(self, order: Order) -> MetricSums:
+        self.load(order)
+        return self.measure_test(order.tick)
 
     def train(self, order: Order) -> Trained:
         began = perf_counter()
-        received = self._on_device(order.received)
-        self.flat.load(received)
-        self._restore_private(order.state)
+        received = self.load(order)
         loaded = perf_counter()
-        metrics = self._measure(order.tick)
+        metrics = self.measure_test(order.tick)
         evaluated = perf_counter()
         run = self._run(order, received)
         losses, num_examples = self._fit(run, order)
@@ -164,7 +168,7 @@ class TorchTrainer:
         for epoch in range(first_epoch, first_epoch + (phase.steps or phase.epochs or 1)):
             at = At(self.job.seed, self.silo, version, epoch)
             for batch in self.task.train_batches(at, self.local.batch_size):
-                yield self._moved(batch)
+                yield self.on_device(batch)
                 steps += 1
                 if phase.steps is not None and steps >= phase.steps:
                     return
@@ -180,16 +184,20 @@ class TorchTrainer:
     def _steps_per_epoch(self) -> int:
         return -(-self.num_examples["train"] // self.local.batch_size)
 
-    def _measure(self, tick: Tick) -> MetricSums:
-        self.call.eval()
-        reports, done = [], 0
+    def measure_test(self, tick: Tick) -> MetricSums:
+        """Of the model in place, on the test split."""
         total = -(-self.num_examples["test"] // TEST_BATCH)
+        return self.measure(self.task.test_batches(TEST_BATCH), lambda done: tick("evaluating", done, total))
+
+    def measure(self, batches: Iterable[Batch], done: Callable[[int], None] = lambda _: None) -> MetricSums:
+        """Of the model in place; ``done`` is told the number of batches so far."""
+        self.call.eval()
+        reports: list[MetricSums] = []
         with torch.inference_mode():
-            for batch in self.task.test_batches(TEST_BATCH):
+            for batch in batches:
                 with self.autocast():
-                    reports.append(self.task.measure(self.call, self._moved(batch)))
-                done += 1
-                tick("evaluating", done, total)
+                    reports.append(self.task.measure(self.call, self.on_device(batch)))
+                done(len(reports))
         return pooled(reports)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -199,13 +207,13 @@ class TorchTrainer:
         dtype = torch.bfloat16 if self.job.local.precision == "bf16" else torch.float16
         return torch.autocast(self.torch_device.type, dtype=dtype)
 
-    def _moved(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch) -> Batch:
         moved = tuple(tensor.to(self.torch_device, non_blocking=True) for tensor in batch)
         if self.local.channels_last and moved[0].dim() == 4:
             moved = (moved[0].contiguous(memory_format=torch.channels_last), *moved[1:])
         return moved
 
-    def _on_device(self, parts: Parts) -> dict[str, Tensor]:
+    def _tensors(self, parts: Parts) -> dict[str, Tensor]:
         return {name: _from_numpy(part).to(self.torch_device) for name, part in parts.items()}
 
     def _buffer_deltas(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -157,6 +157,11 @@ class Strategy(Protocol):
         """How a local training goes; ``length`` is what the job, or the driver, asks for."""
         ...
 
+    def adaptation(self, received: Mapping[str, Array]) -> Array | float | None:
+        """Rate of the plain gradient steps that adapt the model to a silo, perhaps one for each parameter; None: a
+        silo adapts it with its local optimizer."""
+        ...
+
     def personal(self, kept: Kept, params: Array) -> Array | None:
         """The silo's own shared parameters, given the received ones; None where those are all it has."""
         ...

@@ -1,5 +1,6 @@
 """The halves that the FedAvg family shares; an algorithm overrides what it changes."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field
@@ -58,6 +59,9 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
 
     def phases(self, length: Phase) -> tuple[Phase, ...]:
         return (length,)
+
+    def adaptation(self, received: Mapping[str, Array]) -> Array | float | None:
+        return None
 
     def personal(self, kept: Kept, params: Array) -> Array | None:
         return None
