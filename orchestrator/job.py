@@ -162,6 +162,12 @@ class Job(_Spec, frozen=True):
     """Globs over names of parameters and float buffers that are trained together."""
     private: tuple[str, ...] = ()
     """Globs over names that stay at the silo (FedBN: ``['*bn*']``; a head of its own: ``['head.*']``)."""
+    frozen: tuple[str, ...] = ()
+    """Globs over names of parameters and float buffers that are neither trained nor sent. Names in ``private``, and in
+    globs of ``shared`` other than ``*``, are not frozen: ``frozen: ['*'], shared: ['head.*']`` trains the head."""
+    unfreeze: dict[int, tuple[str, ...]] = {}
+    """Frozen no longer, by the version from which on they are trained: ``{5: ['layer4.*'], 10: ['*']}``. What is to
+    be trained some day travels from the start."""
     privacy: tuple[Transform, ...] = ()
     codec: Codec = Raw()
     combine: Combiner = Mean()

@@ -31,6 +31,23 @@ def refusals(job: "Job") -> Iterator[str]:
         yield f"codec: {job.codec.name} packets do not add up, so they cannot be summed unopened"
     if any(glob in job.private for glob in job.shared):
         yield "shared: a glob stands in 'private' as well"
+    yield from _frozen(job)
+
+
+def _frozen(job: "Job") -> Iterator[str]:
+    """Of what is not trained, or not yet."""
+    for section in ("shared", "private"):
+        both = [glob for glob in getattr(job, section) if glob in job.frozen and glob != "*"]
+        if both:
+            yield f"frozen: '{both[0]}' stands in '{section}' as well"
+    if job.unfreeze and not job.frozen:
+        yield "unfreeze: nothing is 'frozen'"
+    if any(version < 1 for version in job.unfreeze):
+        yield "unfreeze: the first version is 0, and what is trained from it on is not frozen"
+    if job.unfreeze and job.strategy.keeps_optimizer:
+        yield (
+            f"unfreeze: '{job.strategy.name}' keeps the local optimizer's state, which is of what was trained before"
+        )
 
 
 def warnings(job: "Job") -> Iterator[str]:
@@ -43,5 +60,8 @@ def warnings(job: "Job") -> Iterator[str]:
             f"{job.strategy.name} divides by the path of plain or momentum SGD; for "
             f"{job.local.optimizer.name} the path is only an approximation"
         )
+    late = sorted(version for version in job.unfreeze if version >= job.rounds.total)
+    if late:
+        yield f"unfreeze.{late[0]}: the last training is that of version {job.rounds.total - 1}"
     if isinstance(job.strategy, FedNova) and job.privacy:
         yield "FedNova's path is a public number outside the privacy step"

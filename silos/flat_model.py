@@ -1,33 +1,24 @@
 """A torch module on flat memory: parameters and gradients are views of two vectors.
 
 Delta, norm, proximal pull and control correction become one operation each, and any torch optimizer works on
-the one flat parameter. Shared parameters come first, so that what is shared is a slice.
+the one flat parameter. Shared parameters come first, so that what is shared is a slice; and of these those that
+are frozen until later, so that what is trained is a slice, too. Frozen ones lie outside.
 """
 
-import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from orchestrator.core.errors import BadJob
 from orchestrator.core.protocols import PrivateLayers
 from orchestrator.core.vector import Parts, Vector
+from silos.roles import Globs, entries_of
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-
-
-class Entry(NamedTuple):
-    """One tensor of the model."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    """``param`` or ``buffer`` (float buffers only: integer buffers are counters and stay at the silo)."""
-    shared: bool
 
 
 class FlatModel:
@@ -40,24 +31,33 @@ class FlatModel:
         shared: Sequence[str] = ("*",),
         private: Sequence[str] = (),
         device: torch.device | str = "cpu",
+        frozen: Sequence[str] = (),
+        unfreeze: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
+        """The four lists of globs: see `silos.roles.Globs`."""
         self.module = module.to(device)
-        self.entries = _entries(module, shared, private)
+        self.entries = entries_of(module, Globs(shared, private, frozen, unfreeze or {}))
         params, buffers = dict(module.named_parameters()), dict(module.named_buffers())
         ours = [params[e.name] for e in self.entries if e.kind == "param" and e.shared]
-        own = [params[e.name] for e in self.entries if e.kind == "param" and not e.shared]
+        own = [params[e.name] for e in self.entries if e.kind == "param" and not e.shared and not e.frozen]
         self.num_shared = sum(p.numel() for p in ours)
         self.vector = _flatten([*ours, *own], device)
         self.gradient = torch.zeros_like(self.vector)
         _alias(ours + own, self.vector, self.gradient)
-        self.buffers = _flatten(
-            [buffers[e.name] for e in self.entries if e.kind == "buffer" and e.shared], device
-        )
-        _alias_buffers(
-            module, [e.name for e in self.entries if e.kind == "buffer" and e.shared], self.buffers
-        )
+        shared_buffers = [e.name for e in self.entries if e.kind == "buffer" and e.shared]
+        self.buffers = _flatten([buffers[name] for name in shared_buffers], device)
+        _alias_buffers(module, shared_buffers, self.buffers)
         self.parameter = nn.Parameter(self.vector)
         self.parameter.grad = self.gradient
+        self._frozen_digest: str | None = None
+        self._freeze(params)
+
+    def _freeze(self, params: Mapping[str, nn.Parameter]) -> None:
+        for entry in self.entries:
+            if entry.frozen and entry.kind == "param":
+                param = params[entry.name]
+                param.data = param.data.float()
+                param.requires_grad_(False)
 
     @property
     def shared(self) -> Tensor:
@@ -70,10 +70,29 @@ class FlatModel:
         return self.vector[self.num_shared :]
 
     @property
+    def num_parameters(self) -> int:
+        """Of the whole model."""
+        return sum(math.prod(entry.shape) for entry in self.entries if entry.kind == "param")
+
+    @property
     def schema_digest(self) -> str:
-        """Digest of names, shapes, kinds and order of what is shared."""
-        text = json.dumps([entry for entry in self.entries if entry.shared])
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Digest of names, shapes, kinds and order of what is shared; and of the frozen tensors' numbers, which every
+        silo must have alike."""
+        shared: list[Any] = [entry for entry in self.entries if entry.shared]
+        if self._frozen_digest is None:
+            self._frozen_digest = digest_of(self.frozen_tensors())
+        if self._frozen_digest:
+            shared.append(self._frozen_digest)
+        return hashlib.sha256(json.dumps(shared).encode()).hexdigest()
+
+    def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What is neither trained nor sent, by name."""
+        tensors = self.tensors()
+        return ((entry.name, tensors[entry.name]) for entry in self.entries if entry.frozen)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name."""
+        return {**dict(self.module.named_buffers()), **dict(self.module.named_parameters())}
 
     def load(self, parts: Mapping[str, Tensor]) -> None:
         """Copy received parameters and buffers into the model; raises ValueError for another size."""
@@ -87,14 +106,34 @@ class FlatModel:
         parts = {"params": _numpy(self.shared)}
         return {**parts, "buffers": _numpy(self.buffers)} if self.buffers.numel() else parts
 
-    def parameter_of(self, trains: str) -> nn.Parameter:
-        """``all`` parameters, the ``shared`` ones or the silo's ``own``, for an optimizer."""
-        if trains == "all":
+    def parameter_of(self, trains: str, version: int = 0) -> nn.Parameter:
+        """``all`` parameters, the ``shared`` ones or the silo's ``own``, for an optimizer; without those that are
+        frozen in this version."""
+        start = self.num_held(version)
+        if trains == "all" and not start:
             return self.parameter
-        part = slice(None, self.num_shared) if trains == "shared" else slice(self.num_shared, None)
+        parts = {"all": slice(start, None), "shared": slice(start, self.num_shared)}
+        part = parts.get(trains, slice(self.num_shared, None))
         parameter = nn.Parameter(self.vector[part])
         parameter.grad = self.gradient[part]
         return parameter
+
+    def num_held(self, version: int) -> int:
+        """Numbers at the beginning of the vector that are frozen in this version."""
+        held = (e for e in self.entries if e.kind == "param" and e.since > version)
+        return sum(math.prod(entry.shape) for entry in held)
+
+    def freeze_for(self, version: int) -> None:
+        """Before a training on this version: what is frozen has no gradient, and layers with frozen statistics leave
+        them as they are. Call it when the module is in training mode."""
+        params = dict(self.module.named_parameters())
+        still = {e.name for e in self.entries if e.frozen or e.since > version}
+        for entry in self.entries:
+            if entry.kind == "param" and entry.shared:
+                params[entry.name].requires_grad_(entry.name not in still)
+        for path, module in self.module.named_modules():
+            if any(_joined(path, name) in still for name, _ in module.named_buffers(recurse=False)):
+                module.eval()
 
     def clear_gradient(self) -> None:
         self.gradient.zero_()
@@ -116,31 +155,24 @@ def layers(module: nn.Module, kind: PrivateLayers) -> tuple[str, ...]:
 
 def private_buffers(model: FlatModel) -> dict[str, Tensor]:
     """Buffers that stay at the silo: private ones and integer counters."""
-    shared = {entry.name for entry in model.entries if entry.kind == "buffer" and entry.shared}
-    return {name: buffer for name, buffer in model.module.named_buffers() if name not in shared}
+    others = {
+        entry.name for entry in model.entries if entry.kind == "buffer" and (entry.shared or entry.frozen)
+    }
+    return {name: buffer for name, buffer in model.module.named_buffers() if name not in others}
 
 
-def _entries(module: nn.Module, shared: Sequence[str], private: Sequence[str]) -> list[Entry]:
-    named = [(n, p, "param") for n, p in module.named_parameters() if p.requires_grad]
-    named += [(n, b, "buffer") for n, b in module.named_buffers() if b.is_floating_point()]
-    names = [name for name, _, _ in named]
-    for glob in (*shared, *private):
-        if not fnmatch.filter(names, glob):
-            raise BadJob(
-                f"'{glob}' (shared or private) matches no parameter; there are: {', '.join(names[:8])}"
-            )
-    entries = [Entry(n, tuple(t.shape), kind, _is_shared(n, shared, private)) for n, t, kind in named]
-    if not any(entry.shared and entry.kind == "param" for entry in entries):
-        raise BadJob("'shared' and 'private' leave no parameter to train together")
-    return sorted(entries, key=lambda entry: (entry.kind == "buffer", not entry.shared))
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of names, shapes and float32 numbers; empty for none."""
+    digest, some = hashlib.sha256(), False
+    for name, tensor in tensors:
+        array, some = tensor.detach().float().cpu().contiguous().numpy(), True
+        digest.update(f"{name} {array.shape}\0".encode())
+        digest.update(array.astype("<f4", copy=False).data)
+    return digest.hexdigest() if some else ""
 
 
-def _is_shared(name: str, shared: Sequence[str], private: Sequence[str]) -> bool:
-    return _any(name, shared) and not _any(name, private)
-
-
-def _any(name: str, globs: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _flatten(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:

@@ -45,7 +45,9 @@ class TorchTrainer:
         if job.local.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         private = (*job.private, *layers(module, job.strategy.private_layers))
-        self.flat = FlatModel(module, job.shared, private, self.torch_device)
+        self.flat = FlatModel(
+            module, job.shared, private, self.torch_device, frozen=job.frozen, unfreeze=job.unfreeze
+        )
         self.call = torch.compile(module) if job.local.compile else module
         self._first_parts = self.flat.parts()
         self._first_private = self._private_state()
@@ -59,7 +61,7 @@ class TorchTrainer:
 
     @property
     def num_parameters(self) -> int:
-        return self.flat.vector.numel()
+        return self.flat.num_parameters
 
     @property
     def num_shared(self) -> int:
@@ -145,6 +147,7 @@ class TorchTrainer:
         phases = self.job.strategy.phases(self._length(order))
         fit = _Fit(self, run, order.tick, sum(self._num_steps(phase) for phase in phases))
         self.call.train()
+        self.flat.freeze_for(order.version)
         epoch = 0
         for phase in phases:
             fit.begin(phase)
@@ -256,7 +259,7 @@ class _Fit:
         """With a new optimizer, on what is trained in this phase."""
         trainer = self._trainer
         self._trains = phase.trains
-        self._parameter = trainer.flat.parameter_of(phase.trains)
+        self._parameter = trainer.flat.parameter_of(phase.trains, self._run.version)
         self._optimizer = make_optimizer(trainer.local.optimizer, self._parameter)
         for group in self._optimizer.param_groups:
             group["lr"] = self._run.lr

@@ -92,7 +92,9 @@ def digest_of(state: State) -> str:
 
 def tags_of(opened: RunOpened, ready: ModelReady, made: RoundClosed | None, version: int) -> dict[str, str]:
     """Where the weights come from and who contributed; ``made`` is the round that made the version."""
-    private = [each["name"] for each in ready.model["entries"] if not each["shared"]]
+    private = [
+        each["name"] for each in ready.model["entries"] if not each["shared"] and not each.get("frozen")
+    ]
     tags = {
         "siloray.run_id": opened.run_id,
         "siloray.version": str(version),

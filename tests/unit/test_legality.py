@@ -23,6 +23,10 @@ ABC = ("a", "b", "c")
             "cannot hold the 2 required",
         ),
         ({"shared": ["x*", "y"], "private": ["y"]}, "stands in 'private' as well"),
+        ({"frozen": ["x*"], "shared": ["x*"]}, "frozen: 'x*' stands in 'shared' as well"),
+        ({"frozen": ["y"], "private": ["y"]}, "frozen: 'y' stands in 'private' as well"),
+        ({"unfreeze": {2: ["x*"]}}, "nothing is 'frozen'"),
+        ({"frozen": ["x*"], "unfreeze": {0: ["x*"]}}, "the first version is 0"),
         ({"rounds": {"mode": "quorum"}}, "needs 'deadline_s'"),
         ({"rounds": {"cohort": 2, "buffer": 3}}, "min_updates <= buffer_size <= cohort_size"),
         ({"rounds": {"cohort": 1}, "required_silos": ["a", "b"]}, "do not fit a cohort of 1"),
@@ -54,6 +58,7 @@ def test_legal_jobs_have_no_refusal() -> None:
         ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "async"}}, "older model"),
         ({"strategy": {"name": "scaffold"}, "local": {"optimizer": {"name": "adam"}}}, "approximation"),
         ({"strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "AdamW"}}}, "approximation"),
+        ({"frozen": ["x*"], "unfreeze": {5: ["x*"]}}, "the last training is that of version 4"),
         ({"strategy": {"name": "fednova"}, "privacy": [{"name": "clip", "max_norm": 1}]}, "public number"),
     ],
 )
