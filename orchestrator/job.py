@@ -16,12 +16,13 @@ from orchestrator.core.rounds import RoundPolicy
 from orchestrator.local import Local
 from orchestrator.privacy.clip import Clip
 from orchestrator.strategies.fedavg import FedAvg
+from orchestrator.strategies.feddyn import FedDyn
 from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.fedprox import FedProx
 from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.task import Task
 
-Strategy = Annotated[FedAvg | FedProx | Scaffold | FedNova, Field(discriminator="name")]
+Strategy = Annotated[FedAvg | FedProx | Scaffold | FedNova | FedDyn, Field(discriminator="name")]
 Transform = Clip
 Codec = Annotated[Raw | Bf16, Field(discriminator="name")]
 Combiner = Mean

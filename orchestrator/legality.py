@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from orchestrator.strategies.feddyn import FedDyn
 from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.scaffold import Scaffold
+from orchestrator.strategies.server import Sgd
 
 if TYPE_CHECKING:
     from orchestrator.job import Job
@@ -52,16 +54,33 @@ def _frozen(job: "Job") -> Iterator[str]:
 
 def warnings(job: "Job") -> Iterator[str]:
     """What is legal but probably not meant."""
-    adaptive = not job.local.optimizer.is_sgd
     if isinstance(job.strategy, Scaffold) and job.policy.max_staleness > 0:
         yield "SCAFFOLD's control variates refer to an older model when rounds.max_staleness > 0"
-    if isinstance(job.strategy, Scaffold | FedNova) and adaptive:
+    if isinstance(job.strategy, FedNova) and not job.local.optimizer.is_sgd:
         yield (
-            f"{job.strategy.name} divides by the path of plain or momentum SGD; for "
-            f"{job.local.optimizer.name} the path is only an approximation"
+            f"FedNova averages the gradients that {job.local.optimizer.name} met, not its steps: where all silos have "
+            "the same optimizer and make as many steps, fedavg is faster, or server: {name: adam}"
         )
     late = sorted(version for version in job.unfreeze if version >= job.rounds.total)
     if late:
         yield f"unfreeze.{late[0]}: the last training is that of version {job.rounds.total - 1}"
+    yield from _of_feddyn(job)
     if isinstance(job.strategy, FedNova) and job.privacy:
         yield "FedNova's path is a public number outside the privacy step"
+
+
+def _of_feddyn(job: "Job") -> Iterator[str]:
+    """Where the driver's memory is not the mean of the silos'."""
+    if not isinstance(job.strategy, FedDyn) or not job.strategy.alpha:
+        return
+    if job.policy.max_staleness > 0:
+        yield "FedDyn is not known to converge where rounds.max_staleness > 0: the silos' memories are of older models"
+    if job.policy.buffer_size < len(job.silos) and job.combine.weights != "uniform":
+        yield (
+            "FedDyn's memory on the driver is the mean of the silos' only where all of them are in every round, or "
+            "with combine.weights: uniform"
+        )
+    if job.privacy:
+        yield "FedDyn: what a privacy step takes from an update, the silo's memory keeps; the driver's does not"
+    if job.strategy.server != Sgd():
+        yield "FedDyn moves the model by a rule of its own: with another server than plain SGD it may not settle"

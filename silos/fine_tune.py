@@ -14,11 +14,12 @@ from torch import Tensor
 from orchestrator.core.metrics import MetricSums, larger_is_better
 from orchestrator.core.random import seed_of
 from orchestrator.local import FineTune, Optimizer
+from silos.gradient import Gradient
 from silos.optimizer import make_optimizer
 from silos.precision import LossScale
 from silos.site import Order
 from silos.tasks.task import At, Batch
-from silos.trainer import TEST_BATCH, Gradient, TorchTrainer
+from silos.trainer import TEST_BATCH, TorchTrainer
 
 LOOKS = 10
 """Points of the curve besides the start, unless the caller names them."""
@@ -159,8 +160,9 @@ class _Descent:
         )
 
     def step(self, batch: Batch) -> None:
-        self._trainer.call.train()
-        Gradient(self._trainer, self._trainer.on_device(batch), self._scale)(self._flat.shared)
+        network = self._trainer.network
+        network.call.train()
+        Gradient(network, self._trainer.task, network.on_device(batch), self._scale)(self._flat.shared)
         most = self._trainer.local.clip_grad_norm
         if most is not None:
             torch.nn.utils.clip_grad_norm_([self._flat.parameter], most)

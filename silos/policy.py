@@ -11,7 +11,7 @@ from orchestrator.job import Job, Transform
 from orchestrator.task import OwnTask, modules
 from silos.config import Policy, RequiredStep, SiloConfig
 
-_TELLS_NO_STEPS = ("fedavg", "fedprox")
+_TELLS_NO_STEPS = ("fedavg", "fedprox", "feddyn")
 """Strategies of which a report is the same function of the update, however many steps led to it. FedNova sends the
 number itself (as ``path``), and SCAFFOLD's two vectors differ by it."""
 
@@ -50,7 +50,7 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
         )
     yield from _limits(job, policy, silo)
     if not policy.share_counts:
-        yield from _counts(job, silo)
+        yield from _counts(job, config)
 
 
 def _limits(job: Job, policy: Policy, silo: str) -> Iterator[str]:
@@ -64,12 +64,12 @@ def _limits(job: Job, policy: Policy, silo: str) -> Iterator[str]:
             yield f"{silo} requires the privacy step '{step.name}'{_bound(step)} (require_privacy)"
 
 
-def _counts(job: Job, silo: str) -> Iterator[str]:
+def _counts(job: Job, config: SiloConfig) -> Iterator[str]:
     """What would tell the number of rows."""
-    keeps = f"{silo} keeps its number of rows to itself (policy.share_counts)"
+    keeps = f"{config.name} keeps its number of rows to itself (policy.share_counts)"
     if job.combine.weights == "examples":
         yield f"{keeps}; use combine.weights: uniform, or numbers that the silos agreed on"
-    if job.local.steps is None and job.strategy.name not in _TELLS_NO_STEPS:
+    if config.local.applied(job.local).steps is None and job.strategy.name not in _TELLS_NO_STEPS:
         yield (
             f"{keeps}; what '{job.strategy.name}' reports tells the number of steps: give local.steps, "
             f"or use one of {_listed(_TELLS_NO_STEPS)}"

@@ -122,6 +122,10 @@ class Strategy(Protocol):
     """Which layers stay at the silo, besides those that the job names."""
     keeps_optimizer: ClassVar[bool]
     """The local optimizer's state goes on from one training to the next."""
+    contrasts: ClassVar[bool]
+    """Its directions compare what networks see (`Contrast`)."""
+    shares_logits: ClassVar[bool]
+    """``params`` are no parameters but logits of public rows, and every silo has a network of its own."""
     step_invariant: ClassVar[bool]
     """Where it converges to does not depend on how many local steps the silos make."""
     whole: ClassVar[bool]

@@ -29,6 +29,8 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
     scalars: ClassVar[frozenset[str]] = frozenset()
     private_layers: ClassVar[PrivateLayers] = "none"
     keeps_optimizer: ClassVar[bool] = False
+    contrasts: ClassVar[bool] = False
+    shares_logits: ClassVar[bool] = False
     step_invariant: ClassVar[bool] = False
     whole: ClassVar[bool] = False
     halves: ClassVar[bool] = False

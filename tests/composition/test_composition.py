@@ -25,6 +25,7 @@ SLOTS: dict[str, dict[str, Any]] = {
         "fedprox": {"name": "fedprox", "mu": 0.1},
         "scaffold": {"name": "scaffold"},
         "fednova": {"name": "fednova"},
+        "feddyn": {"name": "feddyn"},
     },
     "server": {
         "sgd": {"name": "sgd"},

@@ -32,6 +32,8 @@ class Quadratic:
     steps: int = 5
     lr: float = 0.05
     momentum: float = 0.0
+    adam: bool = False
+    """Adam (beta 0.9, 0.999) in place of SGD."""
     sleep_s: float = 0.0
 
     def gradient(self, point: np.ndarray, part: str = "all", contrast: None = None) -> np.ndarray:
@@ -51,21 +53,49 @@ def descend(
     steps: int | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> Report:
-    """Local training in the precision of ``run.params``: the strategy's direction, SGD with momentum."""
-    held, velocity, run.lr = 0.0, np.zeros_like(run.params), problem.lr
+    """Local training in the precision of ``run.params``: the strategy's direction, SGD with momentum, or Adam."""
+    run.lr, run.exact_path = problem.lr, not problem.adam
+    optimizer = Adam(problem) if problem.adam else Sgd(problem)
     total = steps or problem.steps
     for step in range(total):
         if problem.sleep_s:
             time.sleep(problem.sleep_s)
-        velocity = problem.momentum * velocity + strategy.direction(run, problem.gradient)
-        run.params -= problem.lr * velocity
-        held = problem.momentum * held + 1.0
-        run.path += problem.lr * held
+        run.params -= problem.lr * optimizer.step(strategy.direction(run, problem.gradient))
+        run.path += problem.lr * optimizer.strength
         run.num_steps += 1
         tick("training", step + 1, total)
         if enough():
             break
     return strategy.report(run)
+
+
+class Sgd:
+    """With momentum."""
+
+    def __init__(self, problem: Quadratic) -> None:
+        self.momentum, self.velocity, self.strength = problem.momentum, 0.0, 0.0
+
+    def step(self, direction: np.ndarray) -> np.ndarray:
+        self.velocity = self.momentum * self.velocity + direction
+        self.strength = self.momentum * self.strength + 1.0
+        return self.velocity
+
+
+class Adam:
+    """Kingma and Ba 2015, algorithm 1."""
+
+    strength = 1.0
+
+    def __init__(self, problem: Quadratic) -> None:
+        self.m = self.v = 0.0
+        self.steps = 0
+
+    def step(self, direction: np.ndarray) -> np.ndarray:
+        self.steps += 1
+        self.m = 0.9 * self.m + 0.1 * direction
+        self.v = 0.999 * self.v + 0.001 * direction**2
+        v = self.v / (1 - 0.999**self.steps)
+        return (self.m / (1 - 0.9**self.steps) / (np.sqrt(v) + 1e-8)).astype(direction.dtype)
 
 
 class QuadraticTrainer:

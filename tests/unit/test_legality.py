@@ -56,9 +56,12 @@ def test_legal_jobs_have_no_refusal() -> None:
     "sections, word",
     [
         ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "async"}}, "older model"),
-        ({"strategy": {"name": "scaffold"}, "local": {"optimizer": {"name": "adam"}}}, "approximation"),
-        ({"strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "AdamW"}}}, "approximation"),
         ({"frozen": ["x*"], "unfreeze": {5: ["x*"]}}, "the last training is that of version 4"),
+        ({"strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "AdamW"}}}, "that AdamW met"),
+        ({"strategy": {"name": "feddyn"}, "rounds": {"mode": "async"}}, "not known to converge"),
+        ({"strategy": {"name": "feddyn"}, "rounds": {"cohort": 2}}, "every round"),
+        ({"strategy": {"name": "feddyn"}, "privacy": [{"name": "clip", "max_norm": 1}]}, "memory keeps"),
+        ({"strategy": {"name": "feddyn", "server": {"name": "adam"}}}, "rule of its own"),
         ({"strategy": {"name": "fednova"}, "privacy": [{"name": "clip", "max_norm": 1}]}, "public number"),
     ],
 )
@@ -67,5 +70,7 @@ def test_warnings(sections: dict[str, Any], word: str) -> None:
 
 
 def test_nothing_to_warn_of() -> None:
-    for strategy in ("fedavg", "fedprox", "scaffold", "fednova"):
+    for strategy in ("fedavg", "fedprox", "scaffold", "fednova", "feddyn"):
         assert list(warnings(job_of(ABC, strategy={"name": strategy}))) == []
+    uniform = {"rounds": {"cohort": 2}, "combine": {"weights": "uniform"}}
+    assert list(warnings(job_of(ABC, strategy={"name": "feddyn"}, **uniform))) == []

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.core.metrics import Sums
 from orchestrator.job import Job
-from silos.config import Policy, SiloConfig
+from silos.config import Overrides, Policy, SiloConfig
 from silos.policy import code_allowed, released, review
 
 TASK = {"name": "tabular", "dataset": "heart", "target": "y", "features": ["x"]}
@@ -77,6 +77,8 @@ def test_without_counts_no_strategy_tells_the_number_of_steps(strategy: str) -> 
     assert reason is not None and f"'{strategy}' reports tells the number of steps" in reason
     assert "give local.steps, or use one of fedavg, fedprox" in reason and "\n" not in reason
     assert review(job(**asked, local={"steps": 5}), silo(share_counts=False)) is None, "all make as many"
+    own = silo(share_counts=False).model_copy(update={"local": Overrides(epochs=2)})
+    assert "number of steps" in str(review(job(**asked, local={"steps": 5}), own)), "as many as its rows give"
     assert review(job(**asked), silo()) is None
 
 

@@ -15,13 +15,14 @@ import torch
 from orchestrator.core.messages import CohortInfo
 from orchestrator.core.protocols import LocalRun, Report
 from orchestrator.strategies.fedavg import FedAvg
+from orchestrator.strategies.feddyn import FedDyn
 from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.fedprox import FedProx
 from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.strategies.server import Adam, Sgd
 from tests.support.quadratic import STEPS, Zeros, descend, desk, fixed_point, optimum, problems, shares
 
-ALL = [FedAvg(), FedProx(mu=0.1), Scaffold(), FedNova()]
+ALL = [FedAvg(), FedProx(mu=0.1), Scaffold(), FedNova(), FedDyn()]
 
 
 def equal_a(steps: Any = 5) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def test_fednova_caps_a_tiny_path() -> None:
         run = LocalRun(np.full(2, 3.0), np.full(2, 1.0), received, Zeros(2), path=path)
         report = FedNova(max_ratio=8).report(run)
         assert report.parts["delta"].tolist() == [2 / divisor] * 2
-        assert report.scalars == {"path": path, "capped": capped}
+        assert report.scalars == {"path": path, "capped": capped, "exact": 1.0, "slope": 0.0}
 
 
 def test_fednova_without_a_step_sends_nothing() -> None:
@@ -316,7 +317,7 @@ def test_the_state_that_is_passed_in_stays_as_it_is(strategy: Any) -> None:
     state = strategy.init({"params": np.arange(3, dtype=np.float32)})
     before = {name: part.tobytes() for name, part in state.items()}
     mean = {name: np.ones(size, np.float32) for name, size in strategy.layout(state).items()}
-    after = strategy.step(state, mean, CohortInfo(2, (0.5, 0.5), ({"path": 1.0},) * 2))
+    after = strategy.step(state, mean, CohortInfo(2, (0.5, 0.5), ({"path": 1.0, "exact": 1.0},) * 2))
     assert {name: part.tobytes() for name, part in state.items()} == before
     assert after.keys() == state.keys() and {part.dtype for part in after.values()} == {np.dtype(np.float32)}
     assert set(strategy.broadcast(state)) <= set(state)
