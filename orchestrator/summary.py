@@ -19,6 +19,7 @@ from orchestrator.core.events import (
     SiloDeclined,
     SiloDown,
     SiloJoined,
+    Simulated,
     UpdateRefused,
     VersionEvaluated,
 )
@@ -30,7 +31,7 @@ SUMMARY = "summary.json"
 
 _CONTRIBUTOR = {"silo", "weight", "staleness", "base_version", "num_examples", "num_steps", "norm"}
 _KNOWN = {
-    *("run_opened", "rewound", "run_closed", "round_closed", "version_evaluated"),
+    *("run_opened", "simulated", "rewound", "run_closed", "round_closed", "version_evaluated"),
     *("silo_joined", "silo_down", "silo_declined", "silo_busy", "update_refused", "call_refused"),
 }
 
@@ -82,6 +83,7 @@ class _Seen:
     """The journal, sorted by what it is about."""
 
     opened: RunOpened | None = None
+    simulated: Simulated | None = None
     closed: RunClosed | None = None
     started: float = 0.0
     ended: float = 0.0
@@ -111,6 +113,8 @@ class _Seen:
         match event:
             case RunOpened():
                 self._open(event)
+            case Simulated():
+                self.simulated = event
             case Rewound():
                 self._rewind(event.version)
             case SiloJoined():
@@ -170,6 +174,7 @@ def _identity(seen: _Seen) -> dict[str, Any]:
         "reason": closed.reason if closed else "",
         "job_digest": opened.job_digest if opened else None,
         "parameters_digest": closed.parameters_digest if closed else None,
+        "simulated": seen.simulated is not None,
         "total_rounds": opened.job.get("rounds", {}).get("total") if opened else None,
         "started": seen.started,
         "ended": seen.ended,

@@ -108,7 +108,7 @@ def traffic(history: History) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
     axes.set_title("What was sent", loc="left", fontweight="bold")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _plain(axes)
+    plain(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -142,7 +142,7 @@ def _curve(axes: "Axes", history: History, metric: str) -> None:
     axes.set_title(metric, loc="left", fontweight="bold")
     axes.set_xlabel("model version")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _plain(axes)
+    plain(axes)
 
 
 def _own(history: History, version: int, silo: str) -> dict[str, float]:
@@ -169,7 +169,7 @@ def _stack(
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     axes.set_xlim(min(versions) - 0.6, max(versions) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _plain(axes)
+    plain(axes)
 
 
 def _legend(figure: Figure, axes: "Axes", silos: Sequence[str]) -> None:
@@ -190,7 +190,7 @@ def _marks(versions: Sequence[int]) -> dict[str, Any]:
     return {"marker": "o", "ms": 3} if len(versions) <= 40 else {}
 
 
-def _plain(axes: "Axes") -> None:
+def plain(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E6E6E6", lw=0.8)
     axes.set_axisbelow(True)

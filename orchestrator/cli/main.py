@@ -24,6 +24,7 @@ from orchestrator.cli import (
     serve,
     show,
     silos,
+    simulate,
     stop,
     submit,
     ui,
@@ -76,6 +77,7 @@ app.command("submit")(submit.submit)
 app.command("serve")(serve.serve)
 app.command("agent")(agent.agent)
 app.command("validate")(validate.validate)
+app.command("simulate")(simulate.simulate)
 app.command("silos")(silos.silos)
 app.command("watch")(watch.watch)
 app.command("stop")(stop.stop)

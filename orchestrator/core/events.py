@@ -75,6 +75,17 @@ class RunOpened(_Event):
     """Checkpoints that did not verify, with the reason."""
 
 
+class Simulated(_Event):
+    """The clock of this run is simulated: times in its journal are virtual seconds from its beginning, and no silo
+    took so long."""
+
+    type: Literal["simulated"] = "simulated"
+    seed: int
+    """Of the draws of the durations."""
+    timings: dict[str, Any]
+    """The speeds that were stated, or the run whose timings these are."""
+
+
 class Rewound(_Event):
     """The newest checkpoints did not verify: what was said about later versions no longer counts."""
 
@@ -243,6 +254,7 @@ class RunClosed(_Event):
 
 Event = Annotated[
     RunOpened
+    | Simulated
     | Rewound
     | SiloJoined
     | ModelReady

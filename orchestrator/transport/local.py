@@ -49,9 +49,9 @@ class LocalChannel:
         handler = self._silos[silo]
         self._stop[silo] = Stop(run_id=request.run_id, epoch=request.epoch)
         if isinstance(request, _AT_ONCE):
-            return _answer(silo, handler, request)
+            return answer(silo, handler, request)
         loop = asyncio.get_running_loop()
-        reply = await loop.run_in_executor(self._threads[silo], _answer, silo, handler, request)
+        reply = await loop.run_in_executor(self._threads[silo], answer, silo, handler, request)
         if self._silos[silo] is not handler or silo in self.offline:
             raise SiloLost(silo, "its process ended")
         return reply
@@ -65,7 +65,7 @@ class LocalChannel:
         self._threads[silo] = ThreadPoolExecutor(1, f"silo-{silo}")
         threads.shutdown(wait=False)
         if silo in self._stop:
-            _answer(
+            answer(
                 silo, old, self._stop[silo]
             )  # a thread cannot be killed; what is left of it must not write
 
@@ -75,7 +75,7 @@ class LocalChannel:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _answer(silo: SiloId, handler: Handles, request: Request) -> Reply:
+def answer(silo: SiloId, handler: Handles, request: Request) -> Reply:
     """What goes wrong in the silo's own code is its answer, as on every channel."""
     try:
         return _own(handler.handle(request))
