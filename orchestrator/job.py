@@ -15,14 +15,29 @@ from orchestrator.core.random import rng_of
 from orchestrator.core.rounds import RoundPolicy
 from orchestrator.local import Local
 from orchestrator.privacy.clip import Clip
+from orchestrator.strategies.apfl import Apfl
+from orchestrator.strategies.ditto import Ditto
 from orchestrator.strategies.fedavg import FedAvg
+from orchestrator.strategies.fedbn import FedBN
 from orchestrator.strategies.feddyn import FedDyn
 from orchestrator.strategies.fednova import FedNova
+from orchestrator.strategies.fedper import FedPer
 from orchestrator.strategies.fedprox import FedProx
+from orchestrator.strategies.fedrep import FedRep
+from orchestrator.strategies.fomaml import Fomaml
+from orchestrator.strategies.meta_sgd import MetaSgd
+from orchestrator.strategies.per_fedavg import PerFedAvg
+from orchestrator.strategies.reptile import Reptile
 from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.task import Task
 
-Strategy = Annotated[FedAvg | FedProx | Scaffold | FedNova | FedDyn, Field(discriminator="name")]
+Averaged = FedAvg | FedProx | Scaffold | FedNova | FedDyn
+"""One model for all."""
+Adapted = Fomaml | PerFedAvg | MetaSgd | Reptile
+"""A model from which each silo goes on."""
+Personal = Ditto | Apfl | FedPer | FedRep | FedBN
+"""Each silo has its own, in whole or in part."""
+Strategy = Annotated[Averaged | Adapted | Personal, Field(discriminator="name")]
 Transform = Clip
 Codec = Annotated[Raw | Bf16, Field(discriminator="name")]
 Combiner = Mean

@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from orchestrator.strategies.apfl import Apfl
+from orchestrator.strategies.ditto import Ditto
 from orchestrator.strategies.feddyn import FedDyn
 from orchestrator.strategies.fednova import FedNova
+from orchestrator.strategies.meta_sgd import MetaSgd
+from orchestrator.strategies.reptile import Reptile
 from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.strategies.server import Sgd
 
@@ -33,6 +37,16 @@ def refusals(job: "Job") -> Iterator[str]:
         yield f"codec: {job.codec.name} packets do not add up, so they cannot be summed unopened"
     if any(glob in job.private for glob in job.shared):
         yield "shared: a glob stands in 'private' as well"
+    if job.strategy.halves and job.local.batch_size < 2:
+        yield (
+            f"local.batch_size: '{job.strategy.name}' adapts to one half of a batch and learns from the other: give 2 "
+            "or more"
+        )
+    if isinstance(job.strategy, MetaSgd | Ditto | Apfl) and job.local.precision == "fp16":
+        yield (
+            f"local.precision: fp16 leaves out a batch whose gradient overflows, and '{job.strategy.name}' moves more "
+            "than the model by it: use bf16"
+        )
     yield from _frozen(job)
 
 
@@ -65,6 +79,9 @@ def warnings(job: "Job") -> Iterator[str]:
     if late:
         yield f"unfreeze.{late[0]}: the last training is that of version {job.rounds.total - 1}"
     yield from _of_feddyn(job)
+    yield from _of_two_models(job)
+    if isinstance(job.strategy, Reptile) and job.strategy.server != Sgd():
+        yield "Reptile's epsilon scales what the server optimizer gets: give one of the two, or mean both"
     if isinstance(job.strategy, FedNova) and job.privacy:
         yield "FedNova's path is a public number outside the privacy step"
 
@@ -84,3 +101,20 @@ def _of_feddyn(job: "Job") -> Iterator[str]:
         yield "FedDyn: what a privacy step takes from an update, the silo's memory keeps; the driver's does not"
     if job.strategy.server != Sgd():
         yield "FedDyn moves the model by a rule of its own: with another server than plain SGD it may not settle"
+
+
+def _of_two_models(job: "Job") -> Iterator[str]:
+    """Where a silo's own model, beside the common one, will not be what was meant."""
+    strategy = job.strategy
+    if not isinstance(strategy, Ditto | Apfl):
+        return
+    plain = f"{strategy.name}: a silo's own model moves by plain gradient steps"
+    own_lr = strategy.lr if isinstance(strategy, Ditto) else None
+    lr = own_lr or job.local.optimizer.lr
+    if not job.local.optimizer.is_sgd and own_lr is None:
+        remedy = "; give strategy.lr" if isinstance(strategy, Ditto) else ""
+        yield f"{plain} at {job.local.optimizer.name}'s rate {lr:g}, which may be far too small for them{remedy}"
+    if isinstance(strategy, Ditto) and lr * strategy.pull >= 1:
+        yield f"{plain}, and lr x lambda = {lr * strategy.pull:g} throws it beyond the common one: keep it below 1"
+    if job.private:
+        yield f"{strategy.name}: the private layers fit the common model; the silo's own one uses them as they are"

@@ -72,7 +72,7 @@ def fine_tune(
     size = trainer.local.batch_size
     total = plan.steps or (plan.epochs or 1) * -(-len(tuning[0]) // size)
     points = set(looks) if looks is not None else {-(-total * i // LOOKS) for i in range(1, LOOKS + 1)}
-    descent = _Descent(trainer, received, plan)
+    descent = _Descent(trainer, received, order.version, plan)
     draw = torch.Generator().manual_seed(seed)
     for step, batch in zip(range(1, total + 1), _batches(tuning, size, draw), strict=False):
         descent.step(batch)
@@ -148,20 +148,23 @@ def _batches(rows: Batch, size: int, draw: torch.Generator) -> Iterator[Batch]:
 class _Descent:
     """Plain gradients, applied as the strategy adapts a model, or by a new local optimizer."""
 
-    def __init__(self, trainer: TorchTrainer, received: dict[str, Tensor], plan: FineTune) -> None:
-        self._trainer, self._flat = trainer, trainer.flat
+    def __init__(
+        self, trainer: TorchTrainer, received: dict[str, Tensor], version: int, plan: FineTune
+    ) -> None:
+        self._trainer, self._flat, self._version = trainer, trainer.flat, version
         self._scale = LossScale() if trainer.local.precision == "fp16" else None
         spec = trainer.local.optimizer
         self._lr = plan.lr or spec.lr
         self._rate = trainer.job.strategy.adaptation(received) if plan.lr is None else None
         self._optimizer = make_optimizer(
             spec.model_copy(update={"lr": self._lr}) if self._rate is None else Optimizer(lr=1.0),
-            self._flat.parameter,
+            self._flat.parameter_of("all", version),
         )
 
     def step(self, batch: Batch) -> None:
         network = self._trainer.network
         network.call.train()
+        self._flat.freeze_for(self._version)
         Gradient(network, self._trainer.task, network.on_device(batch), self._scale)(self._flat.shared)
         most = self._trainer.local.clip_grad_norm
         if most is not None:

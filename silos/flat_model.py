@@ -144,7 +144,8 @@ def layers(module: nn.Module, kind: PrivateLayers) -> tuple[str, ...]:
     if kind == "none":
         return ()
     if kind == "norm":
-        return tuple(f"{name}.*" for name, each in module.named_modules() if isinstance(each, _NORMS))
+        norms = [(name, each) for name, each in module.named_modules() if isinstance(each, _NORMS)]
+        return tuple(f"{name}.*" for name, each in norms if each.state_dict())
     with_parameters = [
         name
         for name, each in module.named_modules()

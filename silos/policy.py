@@ -11,9 +11,13 @@ from orchestrator.job import Job, Transform
 from orchestrator.task import OwnTask, modules
 from silos.config import Policy, RequiredStep, SiloConfig
 
-_TELLS_NO_STEPS = ("fedavg", "fedprox", "feddyn")
+_TELLS_NO_STEPS = (
+    *("fedavg", "fedprox", "feddyn"),
+    *("fomaml", "per_fedavg", "reptile"),
+    *("ditto", "apfl", "fedper", "fedrep", "fedbn"),
+)
 """Strategies of which a report is the same function of the update, however many steps led to it. FedNova sends the
-number itself (as ``path``), and SCAFFOLD's two vectors differ by it."""
+number itself (as ``path``), and SCAFFOLD's two vectors differ by it, as Meta-SGD's do."""
 
 
 def received(text: str) -> Job | None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from orchestrator.core.errors import BadJob
 from orchestrator.core.metrics import MetricSums, pooled
 from orchestrator.core.protocols import LocalRun, Phase
 from orchestrator.core.vector import Parts, Vector
@@ -43,9 +44,10 @@ class TorchTrainer:
             module = task.model()
         if job.local.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        private = (*job.private, *layers(module, job.strategy.private_layers))
         self.flat = FlatModel(
-            module, job.shared, private, self.torch_device, frozen=job.frozen, unfreeze=job.unfreeze
+            *(module, job.shared, _private(job, module), self.torch_device),
+            frozen=job.frozen,
+            unfreeze=job.unfreeze,
         )
         self.network = Network(self.flat, self.local, self.torch_device)
         self._first_parts = self.flat.parts()
@@ -188,3 +190,15 @@ class TorchTrainer:
     def _keep_private(self, state: Any) -> None:
         for name, value in self._private_state().items():
             state[f"private/{name}"] = value
+
+
+def _private(job: Job, module: nn.Module) -> tuple[str, ...]:
+    """Globs over names of what stays at the silo; raises `BadJob` where the strategy finds no layer of its kind."""
+    strategy = job.strategy
+    own = strategy.private_globs or layers(module, strategy.private_layers)
+    if strategy.private_layers == "norm" and not own:
+        raise BadJob(
+            f"strategy.name: {strategy.name} keeps layers of normalisation at the silo, and this model has none: "
+            "that is fedavg"
+        )
+    return (*job.private, *own)

@@ -120,6 +120,12 @@ class Strategy(Protocol):
     """Names of the public numbers of a report; none is negative."""
     private_layers: ClassVar[PrivateLayers]
     """Which layers stay at the silo, besides those that the job names."""
+
+    @property
+    def private_globs(self) -> tuple[str, ...]:
+        """Names of those layers, where the job gives them; none: the model is asked."""
+        ...
+
     keeps_optimizer: ClassVar[bool]
     """The local optimizer's state goes on from one training to the next."""
     contrasts: ClassVar[bool]

@@ -36,6 +36,10 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
     halves: ClassVar[bool] = False
     server: Server = Sgd()
 
+    @property
+    def private_globs(self) -> tuple[str, ...]:
+        return ()
+
     def init(self, model: Parts) -> State:
         return {**model, **self.server.init(model["params"])}
 

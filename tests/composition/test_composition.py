@@ -26,6 +26,9 @@ SLOTS: dict[str, dict[str, Any]] = {
         "scaffold": {"name": "scaffold"},
         "fednova": {"name": "fednova"},
         "feddyn": {"name": "feddyn"},
+        "fomaml": {"name": "fomaml"},
+        "meta_sgd": {"name": "meta_sgd"},
+        "ditto": {"name": "ditto"},
     },
     "server": {
         "sgd": {"name": "sgd"},

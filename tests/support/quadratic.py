@@ -272,15 +272,17 @@ def desk(
     initial: np.ndarray | None = None,
     weights: Mapping[str, float] | None = None,
     part_weights: Mapping[str, Mapping[str, float]] | None = None,
+    memory: Mapping[str, Zeros] | None = None,
 ) -> list[np.ndarray]:
     """The strategy by itself in float64, without transport: parameters of version 0, 1, ...
 
     ``part_weights`` gives a part of the update other weights than the rest: a mistake that a test plants.
+    ``memory``: what the silos keep, for a test that looks at it.
     """
     size = next(iter(problem_of.values())).b.size
     weights = weights or shares(problem_of)
     state = strategy.init({"params": np.zeros(size) if initial is None else initial})
-    memory = {name: Zeros(size) for name in problem_of}
+    memory = memory or {name: Zeros(size) for name in problem_of}
     path = [state["params"]]
     for _ in range(rounds):
         received = strategy.broadcast(state)

@@ -33,6 +33,8 @@ ABC = ("a", "b", "c")
         ({"silos": ["a", "a"]}, "stands twice"),
         ({"silos": ["global"]}, "is no silo name"),
         ({"local": {"epochs": 1, "steps": 1}}, "not both"),
+        ({"strategy": {"name": "fomaml"}, "local": {"batch_size": 1}}, "adapts to one half of a batch"),
+        ({"strategy": {"name": "ditto"}, "local": {"precision": "fp16"}}, "moves more than the model"),
     ],
 )
 def test_refusals(sections: dict[str, Any], sentence: str) -> None:
@@ -63,6 +65,11 @@ def test_legal_jobs_have_no_refusal() -> None:
         ({"strategy": {"name": "feddyn"}, "privacy": [{"name": "clip", "max_norm": 1}]}, "memory keeps"),
         ({"strategy": {"name": "feddyn", "server": {"name": "adam"}}}, "rule of its own"),
         ({"strategy": {"name": "fednova"}, "privacy": [{"name": "clip", "max_norm": 1}]}, "public number"),
+        ({"strategy": {"name": "ditto", "lambda": 200}}, "beyond the common one"),
+        ({"strategy": {"name": "ditto"}, "local": {"optimizer": {"name": "adam"}}}, "give strategy.lr"),
+        ({"strategy": {"name": "apfl"}, "local": {"optimizer": {"name": "adam"}}}, "may be far too small"),
+        ({"strategy": {"name": "apfl"}, "private": ["x"]}, "as they are"),
+        ({"strategy": {"name": "reptile", "server": {"name": "adam"}}}, "give one of the two"),
     ],
 )
 def test_warnings(sections: dict[str, Any], word: str) -> None:
@@ -70,7 +77,10 @@ def test_warnings(sections: dict[str, Any], word: str) -> None:
 
 
 def test_nothing_to_warn_of() -> None:
-    for strategy in ("fedavg", "fedprox", "scaffold", "fednova", "feddyn"):
+    averaged = ("fedavg", "fedprox", "scaffold", "fednova", "feddyn")
+    adapted = ("fomaml", "per_fedavg", "meta_sgd", "reptile")
+    personal = ("ditto", "apfl", "fedper", "fedrep", "fedbn")
+    for strategy in averaged + adapted + personal:
         assert list(warnings(job_of(ABC, strategy={"name": strategy}))) == []
     uniform = {"rounds": {"cohort": 2}, "combine": {"weights": "uniform"}}
     assert list(warnings(job_of(ABC, strategy={"name": "feddyn"}, **uniform))) == []

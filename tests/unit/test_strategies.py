@@ -14,15 +14,28 @@ import torch
 
 from orchestrator.core.messages import CohortInfo
 from orchestrator.core.protocols import LocalRun, Report
+from orchestrator.strategies.apfl import Apfl
+from orchestrator.strategies.ditto import Ditto
 from orchestrator.strategies.fedavg import FedAvg
+from orchestrator.strategies.fedbn import FedBN
 from orchestrator.strategies.feddyn import FedDyn
 from orchestrator.strategies.fednova import FedNova
+from orchestrator.strategies.fedper import FedPer
 from orchestrator.strategies.fedprox import FedProx
+from orchestrator.strategies.fedrep import FedRep
+from orchestrator.strategies.fomaml import Fomaml
+from orchestrator.strategies.meta_sgd import MetaSgd
+from orchestrator.strategies.per_fedavg import PerFedAvg
+from orchestrator.strategies.reptile import Reptile
 from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.strategies.server import Adam, Sgd
 from tests.support.quadratic import STEPS, Zeros, descend, desk, fixed_point, optimum, problems, shares
 
-ALL = [FedAvg(), FedProx(mu=0.1), Scaffold(), FedNova(), FedDyn()]
+ALL = [
+    *(FedAvg(), FedProx(mu=0.1), Scaffold(), FedNova(), FedDyn()),
+    *(Fomaml(), PerFedAvg(), MetaSgd(), Reptile()),
+    *(Ditto(), Apfl(), FedPer(), FedRep(), FedBN()),
+]
 
 
 def equal_a(steps: Any = 5) -> dict[str, Any]:
