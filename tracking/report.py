@@ -123,7 +123,8 @@ def _status(summary: Mapping[str, Any]) -> str:
     began = datetime.fromtimestamp(summary["started"] or 0, UTC).isoformat(" ", "minutes")
     sent = human_bytes(sum(each["bytes_up"] + each["bytes_down"] for each in versions))
     text = f"{summary['status'].capitalize()}: {summary['reason'] or 'no reason given'}. "
-    text += f"{len(versions)} versions in {took:.1f} s from {began}; {sent} sent. "
+    when = "on a simulated clock" if summary.get("simulated") else f"from {began}"
+    text += f"{len(versions)} versions in {took:.1f} s {when}; {sent} sent. "
     if best and best["value"] is not None:
         way = "highest" if larger_is_better(best["metric"]) else "lowest"
         text += f"Best version: {best['version']} ({way} {best['metric']}, {_number(best['value'])}). "

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,8 +14,11 @@ from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.disk import put
 from orchestrator.job import Job
 from orchestrator.simulation.figures import Row, number, row_of, target_of
-from orchestrator.simulation.run import Simulated, ToldTimings
+from orchestrator.simulation.run import Makers, Simulated, ToldTimings
 from orchestrator.simulation.what_if import changed, lasting
+
+if TYPE_CHECKING:
+    from silos.simulated_site import SimulatedSite
 
 AS_GIVEN = "as given"
 RECORD = "simulation.json"
@@ -29,6 +33,7 @@ class Asked:
     speeds: str | None
     per: str
     timings: str | None
+    exactly: bool
     policies: tuple[str, ...]
     target: str | None
     seed: int
@@ -65,6 +70,30 @@ def compare(job: Job, asked: Asked) -> None:
     if asked.plots:
         _draw(out, job.stop.metric, target, cases)
     typer.echo(json.dumps(record)) if asked.as_json else _print(job, target, rows, out)
+
+
+def again(job: Job, asked: Asked) -> None:
+    """Make the recorded run once more. Raises `BadInput`, and `CannotGoOn` where its bits are others."""
+    from orchestrator.simulation.recorded import rounds_of
+    from orchestrator.simulation.run import first_difference, follow
+    from orchestrator.summary import read_summary
+
+    if asked.timings is None or asked.speeds is not None or asked.policies:
+        raise BadInput("--exactly makes the run of --timings again; it takes no --speeds and no --what-if")
+    run_dir = run_dirs.locate(asked.timings, None, run_dirs.Folder(str(asked.runs_dir))).run_dir
+    rounds = rounds_of(run_dir)
+    if not rounds:
+        raise BadInput(f"--timings {run_dir.name}: no round of it is on record")
+    if job.digest != read_summary(run_dir)["job_digest"]:
+        raise BadInput(f"{run_dir.name} was another job than this one: --exactly needs the very same")
+    documents = _documents(job, asked)
+    made_dir = _new_folder(asked.out, job.name) / "again"
+    made_dir.mkdir()
+    made = follow(job, _makers(_sites(documents, made_dir)), run_dir.name, rounds, made_dir)
+    version = first_difference(rounds, made.rounds)
+    if version is not None:
+        raise CannotGoOn(f"version {version} of {run_dir.name} came out otherwise; see {made_dir}")
+    typer.echo(f"{run_dir.name}: {len(rounds)} versions made again, the same bits ({made.digest[:12]})")
 
 
 def _timings(job: Job, asked: Asked) -> ToldTimings:
@@ -124,19 +153,16 @@ def _cases(
 
 def _case(policy: str, job: Job, timings: ToldTimings, documents: Mapping[str, Path], run_dir: Path) -> Case:
     from orchestrator.core.metrics import pooled, values
-    from orchestrator.simulation.loop import now
     from orchestrator.simulation.run import simulate as simulated
-    from silos.silo import Silo
-    from silos.simulated_site import SimulatedSite, judged
+    from silos.simulated_site import judged
 
     typer.echo(f"{policy} ...", err=True)
-    sites = {name: SimulatedSite(path, run_dir / "silos" / name) for name, path in documents.items()}
-    makers = {name: lambda site=site: Silo(site, now) for name, site in sites.items()}
+    sites = _sites(documents, run_dir)
     run_dir.mkdir()
     put(run_dir / "job.json", json.dumps(job.model_dump(mode="json"), indent=1))
     run = simulated(
         job,
-        makers,
+        _makers(sites),
         timings,
         run_dir,
         judge=lambda version, model: values(pooled(judged(sites, run_dir.name, version, model))),
@@ -148,12 +174,25 @@ def _case(policy: str, job: Job, timings: ToldTimings, documents: Mapping[str, P
     return Case(policy, run_dir, run)
 
 
+def _sites(documents: Mapping[str, Path], run_dir: Path) -> "dict[str, SimulatedSite]":
+    from silos.simulated_site import SimulatedSite
+
+    return {name: SimulatedSite(path, run_dir / "silos" / name) for name, path in documents.items()}
+
+
+def _makers(sites: "Mapping[str, SimulatedSite]") -> Makers:
+    from orchestrator.simulation.loop import now
+    from silos.silo import Silo
+
+    return {name: partial(Silo, site, now) for name, site in sites.items()}
+
+
 def _work(work: Any) -> dict[str, Any]:
     return {
         "silo": work.silo,
         "version": work.version,
         "began": work.began,
-        "ended": work.due if work.end is None else work.ended,
+        "ended": work.ended if work.end else None,
         "end": work.end or "open",
         "num_steps": work.num_steps,
         "train_s": work.spent.train,

@@ -41,9 +41,10 @@ def head(summary: Mapping[str, Any], running: bool) -> list[str]:
     reason = f": {words.one_line(summary['reason'])}" if summary["reason"] else ""
     rounds = f"{len(summary['versions'])} of {summary['total_rounds']} rounds"
     took = words.duration(summary["ended"] - summary["started"])
+    started = f"started {words.clock(summary['started'])}, resumed {summary['resumed']} times"
     lines = [
         f"{summary['run_id']}: {summary['name']}, {status}{reason}",
-        f"{rounds} in {took}, started {words.clock(summary['started'])}, resumed {summary['resumed']} times",
+        f"{rounds} in {took}, {'on a simulated clock' if summary['simulated'] else started}",
         f"job {summary['job_digest']}, parameters {summary['parameters_digest'] or 'not final'}",
     ]
     if best := summary["best"]:

@@ -26,6 +26,14 @@ def simulate(
         str | None,
         typer.Option(metavar="RUN", help="In place of --speeds: the timings that a past run recorded."),
     ] = None,
+    exactly: Annotated[
+        bool,
+        typer.Option(
+            "--exactly",
+            help="With --timings: make that run again from its journal, update by update; exit code 4 unless every "
+            "version has the same bits.",
+        ),
+    ] = False,
     what_if: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,6 +86,7 @@ def simulate(
         speeds=speeds,
         per=per,
         timings=timings,
+        exactly=exactly,
         policies=tuple(what_if or ()),
         target=target,
         seed=seed,
@@ -88,4 +97,4 @@ def simulate(
         plots=plots,
         as_json=as_json,
     )
-    comparison.compare(given, asked)
+    comparison.again(given, asked) if exactly else comparison.compare(given, asked)

@@ -65,7 +65,7 @@ class SimulatedChannel:
         self._silos = {name: make() for name, make in start.items()}
         self._rows: dict[SiloId, int] = {}
         self._numbers: Counter[SiloId] = Counter()
-        self._waiting: list[tuple[float, SiloId, int, Work, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[float, SiloId, int, Work]] = []
         """What is due, first by time, then by silo."""
         self._in_hand: dict[SiloId, tuple[Work, asyncio.Future[None]]] = {}
         self._pings = 0
@@ -89,7 +89,7 @@ class SimulatedChannel:
             raise SiloLost(silo, "cannot be reached")
         if isinstance(request, Ping):
             return self._pong(silo)
-        reply = answer(silo, self._silos[silo], request)
+        reply = self._answer(silo, request)
         match request, reply:
             case Train(), Update():
                 self.models[request.version] = request.model
@@ -97,8 +97,10 @@ class SimulatedChannel:
             case Evaluate(), Evaluated():
                 self.models[request.version] = request.model
                 return await self._evaluate(silo, request, reply)
-            case Stop(), _:
+            case Stop(hand_in=None), _:
                 self._end(silo, "stopped")
+            case Stop(), _:
+                self._hand_in(silo, request.hand_in)
             case _, Joined():
                 self._rows[silo] = reply.num_examples.get("train", 0)
         return reply
@@ -117,11 +119,26 @@ class SimulatedChannel:
         work = Work(silo, request.version, task.number, began, due, spent, update.num_steps)
         self.works.append(work)
         await self._due(work)
+        if work.end == "arrived" and work.num_steps < update.num_steps:
+            update = self._shortened(silo, request, work.num_steps)
         if work.end == "lost":
             raise SiloLost(silo, "cannot be reached")
         if work.end == "stopped":
             return Refused(silo=silo, code="cancelled", reason="the driver no longer wanted this work")
-        return replace(update, seconds={"load": 0.0, "evaluate": spent.other, "train": spent.train})
+        return replace(update, seconds={"load": 0.0, "evaluate": work.spent.other, "train": work.spent.train})
+
+    def _answer(self, silo: SiloId, request: Request) -> Reply:
+        """What is to be handed in is worked out here: a silo that was told of it before it trained would do nothing."""
+        if isinstance(request, Stop) and request.hand_in is not None:
+            return self._pong(silo)
+        return answer(silo, self._silos[silo], request)
+
+    def _shortened(self, silo: SiloId, request: Train, num_steps: int) -> Update:
+        """The update of the first so many steps. Under its own digest the silo would return the one that it keeps."""
+        again = replace(request, num_steps=num_steps, model_digest=f"{request.model_digest} {num_steps}")
+        reply = answer(silo, self._silos[silo], again)
+        assert isinstance(reply, Update), reply
+        return replace(reply, model_digest=request.model_digest)
 
     async def _evaluate(self, silo: SiloId, request: Evaluate, evaluated: Evaluated) -> Reply:
         spent = self._timings.spent(self._task(silo, request.model, 0, 0))
@@ -146,15 +163,31 @@ class SimulatedChannel:
         outage = self._timings.next_outage(work.silo, work.began)
         if outage < work.due:
             loop.call_at(outage, self._end_of, work, "lost")
-        else:
-            heapq.heappush(self._waiting, (work.due, work.silo, work.number, work, over))
-            loop.call_at(work.due, self._arrive)
+        self._expect(work)
         await over
 
     def _arrive(self) -> None:
         """The first of those that are due; there is a timer for each."""
-        _, _, _, work, _ = heapq.heappop(self._waiting)
-        self._end_of(work, "arrived")
+        due, _, _, work = heapq.heappop(self._waiting)
+        if due == work.due:
+            self._end_of(work, "arrived")
+
+    def _hand_in(self, silo: SiloId, version: int | None) -> None:
+        """The step in hand is the last one; what is on its way already comes as it is."""
+        work = self._in_hand[silo][0] if silo in self._in_hand else None
+        if work is None or work.version != version or work.due == math.inf:
+            return
+        spent, step_s = work.spent, work.spent.train / max(work.num_steps, 1)
+        trained = now() - work.began - spent.down - spent.other
+        num_steps = max(1, math.ceil(trained / step_s - 1e-9)) if step_s > 0 else work.num_steps
+        if num_steps < work.num_steps:
+            work.num_steps, work.spent = num_steps, replace(spent, train=num_steps * step_s)
+            work.due = work.began + work.spent.total
+            self._expect(work)
+
+    def _expect(self, work: Work) -> None:
+        heapq.heappush(self._waiting, (work.due, work.silo, work.number, work))
+        asyncio.get_running_loop().call_at(work.due, self._arrive)
 
     def _end(self, silo: SiloId, how: End) -> None:
         """What the silo has in hand, if anything."""

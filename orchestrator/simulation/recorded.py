@@ -22,31 +22,26 @@ class Sample:
     step_s: float
     other_s: float
     """At the silo, besides training."""
+    transfer_s: float
+    num_bytes: int
+    """Both ways."""
 
 
 class Recorded(Steady):
     """A silo's nth task takes per step what its nth recorded one took; beyond those, what one of them took that is
-    drawn by (seed, silo, task number). Lines cost ``latency_s`` and ``bytes_per_s``, each way: a journal does not tell
-    the silo's line from the driver's waiting."""
+    drawn by (seed, silo, task number). Its way there and back takes as long as it took, per byte."""
 
-    def __init__(
-        self,
-        samples: dict[SiloId, list[Sample]],
-        source: str,
-        seed: int = 0,
-        latency_s: float = 0.0,
-        bytes_per_s: float | None = None,
-    ) -> None:
+    def __init__(self, samples: dict[SiloId, list[Sample]], source: str, seed: int = 0) -> None:
         self.samples, self.source, self.seed = samples, source, seed
-        self.latency_s, self.bytes_per_s = latency_s, bytes_per_s
 
     def spent(self, task: Task) -> Spent:
         sample = self._sample(task)
+        byte_s = sample.transfer_s / max(sample.num_bytes, 1)
         return Spent(
-            down=self._link(task.bytes_down),
+            down=task.bytes_down * byte_s,
             other=sample.other_s,
             train=task.num_steps * sample.step_s,
-            up=self._link(task.bytes_up),
+            up=task.bytes_up * byte_s,
         )
 
     def _sample(self, task: Task) -> Sample:
@@ -55,12 +50,9 @@ class Recorded(Steady):
             return known[task.number]
         return known[int(rng_of(self.seed, "recorded", task.silo, task.number).integers(len(known)))]
 
-    def _link(self, num_bytes: int) -> float:
-        return self.latency_s + (num_bytes / self.bytes_per_s if self.bytes_per_s else 0.0)
-
     def told(self) -> dict[str, Any]:
         """For the record."""
-        return {"run": self.source, "latency_s": self.latency_s, "bytes_per_s": self.bytes_per_s}
+        return {"run": self.source}
 
 
 def rounds_of(run_dir: Path) -> list[RoundClosed]:
@@ -75,7 +67,7 @@ def rounds_of(run_dir: Path) -> list[RoundClosed]:
     return [rounds[version] for version in sorted(rounds)]
 
 
-def recorded(rounds: Iterable[RoundClosed], silos: Sequence[SiloId], source: str, **line: Any) -> Recorded:
+def recorded(rounds: Iterable[RoundClosed], silos: Sequence[SiloId], source: str, seed: int = 0) -> Recorded:
     """The timings in a journal. Raises `BadInput` where a silo has none."""
     given = sorted(
         (each for closed in rounds for each in closed.contributors), key=lambda each: each.base_version
@@ -84,9 +76,12 @@ def recorded(rounds: Iterable[RoundClosed], silos: Sequence[SiloId], source: str
     for silo, known in samples.items():
         if not known:
             raise BadInput(f"--timings {source}: no update of the job's silo {silo} is on record there")
-    return Recorded(samples, source, **line)
+    return Recorded(samples, source, seed)
 
 
 def _sample(given: Contributor) -> Sample:
-    train = given.seconds.get("train", 0.0)
-    return Sample(train / max(given.num_steps, 1), sum(given.seconds.values()) - train)
+    train, transfer = (given.seconds.get(phase, 0.0) for phase in ("train", "transfer"))
+    other = sum(given.seconds.values()) - train - transfer
+    return Sample(
+        train / max(given.num_steps, 1), max(0.0, other), transfer, given.bytes_up + given.bytes_down
+    )

@@ -1,6 +1,6 @@
 """A job's run on the virtual clock: the real driver, round machine, strategy, store and silos, in this process."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from orchestrator.ending import Outcome
 from orchestrator.job import Job
 from orchestrator.simulation import loop
 from orchestrator.simulation.channel import SimulatedChannel, Work
+from orchestrator.simulation.followed import AsRecorded, FollowingChannel
 from orchestrator.simulation.timings import Timings
 from orchestrator.store import Store
 from orchestrator.summary import write_summary
@@ -88,28 +89,57 @@ def simulate(
 ) -> Simulated:
     """Run the job to its end. ``start`` makes the silos; it is called within the loop, where `loop.now` is the clock.
     ``judge``: for versions that not all silos have reported on."""
-    return loop.run(_run(job, start, timings, run_dir, judge, observe))
+    return loop.run(_simulate(job, start, timings, run_dir, judge, observe))
 
 
-async def _run(
+def follow(job: Job, start: Makers, source: str, rounds: Sequence[RoundClosed], run_dir: Path) -> Simulated:
+    """Make the recorded ``rounds`` again, update by update; the job is the one that they are of."""
+    return loop.run(_follow(job, start, source, rounds, run_dir))
+
+
+def first_difference(recorded: Sequence[RoundClosed], made: Sequence[RoundClosed]) -> int | None:
+    """The first version that is not the same in both; None if all are, bit for bit."""
+    for one, other in zip(recorded, made, strict=False):
+        if one.lineage != other.lineage:
+            return one.version
+    shorter = min(len(recorded), len(made))
+    return None if len(recorded) == len(made) else recorded[0].version + shorter
+
+
+async def _simulate(
     job: Job, start: Makers, timings: ToldTimings, run_dir: Path, judge: Judge | None, observe: Observer
 ) -> Simulated:
     channel = SimulatedChannel(start, timings, job.local.batch_size)
-    seen = _Seen(job, channel, judge, observe)
+    return await _drive(job, channel, timings, run_dir, _Seen(job, channel, judge, [observe]))
+
+
+async def _follow(
+    job: Job, start: Makers, source: str, rounds: Sequence[RoundClosed], run_dir: Path
+) -> Simulated:
+    channel = FollowingChannel(start, source, job.local.batch_size, rounds)
+    seen = _Seen(job, channel, None, [channel.observe])
+    last = rounds[-1].version
+
+    def end(event: Event) -> None:
+        """Beyond the record nothing would ever arrive."""
+        if isinstance(event, RoundClosed) and event.version == last and seen.opened > last - 1:
+            seen.stop()
+
+    seen.observers.append(end)
+    return await _drive(job, channel, AsRecorded(source), run_dir, seen)
+
+
+async def _drive(
+    job: Job, channel: SimulatedChannel, timings: ToldTimings, run_dir: Path, seen: "_Seen"
+) -> Simulated:
     store = Store(run_dir, Undurable(), keep=job.keep.newest, clock=loop.now)
     driver = Driver(job, channel, store, run_dir.name, seen, clock=loop.now, owner="siloray simulate")
+    seen.stop = lambda: driver.request_stop(now=True)
     driver.record(events.Simulated(seed=timings.seed, timings=timings.told()))
     outcome = await driver.run()
     write_summary(run_dir)
-    return Simulated(
-        job,
-        outcome,
-        channel.works,
-        seen.rounds,
-        seen.points,
-        driver.model.state,
-        driver.model.parameters_digest(),
-    )
+    state, digest = driver.model.state, driver.model.parameters_digest()
+    return Simulated(job, outcome, channel.works, seen.rounds, seen.points, state, digest)
 
 
 @dataclass
@@ -119,7 +149,10 @@ class _Seen:
     job: Job
     channel: SimulatedChannel
     judge: Judge | None
-    observe: Observer
+    observers: list[Observer]
+    stop: Callable[[], None] = lambda: None
+    opened: int = -1
+    """Version that the newest round opened with."""
     rounds: list[RoundClosed] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     _made: list[tuple[float, int]] = field(default_factory=lambda: [(0.0, 0)])
@@ -127,13 +160,16 @@ class _Seen:
 
     def __call__(self, event: Event) -> None:
         match event:
+            case events.RoundOpened():
+                self.opened = event.version
             case RoundClosed():
                 self.rounds.append(event)
                 self._made.append((loop.now(), self._made[-1][1] + len(event.contributors)))
                 self._point(event.evaluated, self._all_reported(event))
             case VersionEvaluated():
                 self._point(event.evaluated, not event.evaluated.missing)
-        self.observe(event)
+        for observe in self.observers:
+            observe(event)
 
     def _all_reported(self, closed: RoundClosed) -> bool:
         version = closed.evaluated.version

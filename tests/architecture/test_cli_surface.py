@@ -57,6 +57,7 @@ SURFACE = {
         "--speeds",
         "--per",
         "--timings",
+        "--exactly",
         "--what-if",
         "--target",
         "--seed",

@@ -37,6 +37,22 @@ def test_policies_are_compared_and_nothing_is_written_at_the_silos(tmp_path: Pat
         "--timings", "as-given", "--runs-dir", str(tmp_path / "a"), "--out", str(tmp_path / "c"), "--no-plots"
     )
     assert "as given" in table and "idle share" in table
+    shown = CliRunner().invoke(app, ["show", "as-given", "--runs-dir", str(tmp_path / "a")]).stdout
+    assert "on a simulated clock" in shown
+
+
+def test_a_run_is_made_again_exactly(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text((HEART / "job.yaml").read_text().replace("total: 15", "total: 3"))
+    silos = ["--silos-dir", str(HEART / "silos")]
+    first = CliRunner().invoke(
+        app, ["simulate", str(job), *silos, "--speeds", "dm", "--no-plots", "--out", str(tmp_path / "a")]
+    )
+    assert first.exit_code == 0, first.output
+    exactly = ["--timings", "as-given", "--runs-dir", str(tmp_path / "a"), "--exactly"]
+    again = CliRunner().invoke(app, ["simulate", str(job), *silos, *exactly, "--out", str(tmp_path / "b")])
+    assert again.exit_code == 0 and "3 versions made again, the same bits" in again.stdout, again.output
+    assert "was another job than this one" in simulate(*exactly, code=2)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +65,7 @@ def test_policies_are_compared_and_nothing_is_written_at_the_silos(tmp_path: Pat
             ["--speeds", "even", "--what-if", "rounds.mood=async"],
             "rounds.mood: unknown key; did you mean 'mode'?",
         ),
+        (["--speeds", "even", "--exactly"], "--exactly makes the run of --timings again"),
         (["--speeds", "even", "--target", "most"], "--target most: expected a number"),
         (
             ["--speeds", "even", "--silos-dir", str(Path(__file__).parent)],

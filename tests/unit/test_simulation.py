@@ -14,7 +14,7 @@ from orchestrator.job import Job
 from orchestrator.simulation import loop
 from orchestrator.simulation.figures import idle_share, reached, row_of, target_of
 from orchestrator.simulation.recorded import recorded, rounds_of
-from orchestrator.simulation.run import Simulated, simulate
+from orchestrator.simulation.run import Simulated, first_difference, follow, simulate
 from orchestrator.simulation.speeds import speeds_of
 from orchestrator.simulation.timings import Task
 from orchestrator.simulation.what_if import changed, lasting
@@ -308,3 +308,32 @@ def test_what_if_sets_values_and_whole_sections() -> None:
         "bf16",
     )
     assert job.digest != job_of(PROBLEMS).digest
+
+
+# a run on a real clock, made again
+
+
+def test_a_run_on_a_real_clock_is_made_again_bit_for_bit_from_its_journal(tmp_path: Path) -> None:
+    """Oracle 27. Threads decided the order of arrivals then; the record decides it now."""
+    slow = problems(4, sleep_s=(0.001, 0.003, 0.006, 0.012))
+    job = job_of(slow, total=12, rounds=ASYNC)
+    real = run_quadratic(job, slow, tmp_path)
+    rounds = rounds_of(tmp_path / "runs" / "run")
+    assert {each.staleness for closed in rounds for each in closed.contributors} > {0}
+    again = follow(job, makers(tmp_path / "again"), "run", rounds, tmp_path / "again" / "run")
+    assert again.digest == real.digest and first_difference(rounds, again.rounds) is None
+    assert first_difference(rounds, [*again.rounds[:3], rounds[0]]) == 4
+
+
+def test_the_record_of_a_run_that_was_stopped_is_made_again_to_where_it_goes(tmp_path: Path) -> None:
+    job = job_of(PROBLEMS, total=50, rounds=ASYNC)
+    run_quadratic(job, PROBLEMS, tmp_path, during=lambda driver, _, event: _stop_at(5, driver, event))
+    rounds = rounds_of(tmp_path / "runs" / "run")
+    assert 5 <= len(rounds) < 50
+    again = follow(job, makers(tmp_path / "again"), "run", rounds, tmp_path / "again" / "run")
+    assert first_difference(rounds, again.rounds) is None
+
+
+def _stop_at(version: int, driver: Any, event: events.Event) -> None:
+    if isinstance(event, events.RoundClosed) and event.version == version:
+        driver.request_stop()
