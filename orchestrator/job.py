@@ -16,6 +16,7 @@ from orchestrator.core.rounds import RoundPolicy
 from orchestrator.local import Local
 from orchestrator.privacy.clip import Clip
 from orchestrator.strategies.apfl import Apfl
+from orchestrator.strategies.diloco import DiLoCo
 from orchestrator.strategies.ditto import Ditto
 from orchestrator.strategies.fedavg import FedAvg
 from orchestrator.strategies.fedbn import FedBN
@@ -26,12 +27,13 @@ from orchestrator.strategies.fedprox import FedProx
 from orchestrator.strategies.fedrep import FedRep
 from orchestrator.strategies.fomaml import Fomaml
 from orchestrator.strategies.meta_sgd import MetaSgd
+from orchestrator.strategies.moon import Moon
 from orchestrator.strategies.per_fedavg import PerFedAvg
 from orchestrator.strategies.reptile import Reptile
 from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.task import Task
 
-Averaged = FedAvg | FedProx | Scaffold | FedNova | FedDyn
+Averaged = FedAvg | FedProx | Scaffold | FedNova | FedDyn | Moon | DiLoCo
 """One model for all."""
 Adapted = Fomaml | PerFedAvg | MetaSgd | Reptile
 """A model from which each silo goes on."""

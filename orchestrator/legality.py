@@ -82,6 +82,12 @@ def warnings(job: "Job") -> Iterator[str]:
     yield from _of_two_models(job)
     if isinstance(job.strategy, Reptile) and job.strategy.server != Sgd():
         yield "Reptile's epsilon scales what the server optimizer gets: give one of the two, or mean both"
+    server = job.strategy.server
+    if isinstance(server, Sgd) and server.nesterov and server.delay == 1 and job.policy.max_staleness > 0:
+        yield (
+            "Nesterov momentum on the driver overshoots where rounds.max_staleness > 0 (arXiv 2401.09135): give "
+            f"server.delay, {max(2, len(job.silos) // job.policy.buffer_size)} or so"
+        )
     if isinstance(job.strategy, FedNova) and job.privacy:
         yield "FedNova's path is a public number outside the privacy step"
 

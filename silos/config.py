@@ -18,6 +18,7 @@ from orchestrator.core import document
 from orchestrator.core.endpoint import endpoint
 from orchestrator.local import Local, Optimizer
 from silos import hours
+from silos.mid_round import Rhythm
 
 
 class _Spec(BaseModel, frozen=True, extra="forbid"):
@@ -183,12 +184,21 @@ class Overrides(_Spec, frozen=True):
     optimizer: Optimizer | None = None
     workers: int = Field(default=0, ge=0)
     """Processes that decode images which do not fit in memory."""
+    checkpoint_s: float | None = Field(default=60.0, gt=0)
+    """A training that lasts longer is put on this silo's disk so often: a silo that dies in it goes on from there."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """As well, every so many steps."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give 'epochs' or 'steps', not both")
         return self
+
+    @property
+    def rhythm(self) -> Rhythm:
+        """Of the checkpoints of a training."""
+        return Rhythm(self.checkpoint_s, self.checkpoint_steps)
 
     def applied(self, local: Local) -> Local:
         """The job's settings of local training, with this silo's own in their place."""

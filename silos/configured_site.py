@@ -68,7 +68,7 @@ class ConfiguredSite:
         local = self.config.local
         self._opened = self._data(job)
         task = build_on(job.task, self._opened, local.workers, self.config.policy.allow_code)
-        return TorchTrainer(job, self.name, task, local.device, local.applied(job.local))
+        return TorchTrainer(job, self.name, task, local.device, local.applied(job.local), local.rhythm)
 
     def fingerprint(self, job: Job) -> str:
         """Of what `trainer` opened, whatever has become of it since."""

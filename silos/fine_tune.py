@@ -16,7 +16,7 @@ from orchestrator.core.random import seed_of
 from orchestrator.local import FineTune, Optimizer
 from silos.gradient import Gradient
 from silos.optimizer import make_optimizer
-from silos.precision import LossScale
+from silos.precision import LossScale, Overflow
 from silos.site import Order
 from silos.tasks.task import At, Batch
 from silos.trainer import TEST_BATCH, TorchTrainer
@@ -165,12 +165,13 @@ class _Descent:
         network = self._trainer.network
         network.call.train()
         self._flat.freeze_for(self._version)
-        Gradient(network, self._trainer.task, network.on_device(batch), self._scale)(self._flat.shared)
+        try:
+            Gradient(network, self._trainer.task, network.on_device(batch), self._scale)(self._flat.shared)
+        except Overflow:
+            return
         most = self._trainer.local.clip_grad_norm
         if most is not None:
             torch.nn.utils.clip_grad_norm_([self._flat.parameter], most)
-        if self._scale is not None and not self._scale.accepts(self._flat.gradient):
-            return
         if self._rate is not None:
             self._flat.gradient[: self._flat.num_shared].mul_(self._rate)
             self._flat.gradient[self._flat.num_shared :].mul_(self._lr)

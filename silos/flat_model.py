@@ -94,6 +94,12 @@ class FlatModel:
         """Parameters and buffers by name."""
         return {**dict(self.module.named_buffers()), **dict(self.module.named_parameters())}
 
+    def named(self, point: Tensor) -> dict[str, Tensor]:
+        """The shared parameters at another point, by name: views of it."""
+        shared = [entry for entry in self.entries if entry.kind == "param" and entry.shared]
+        pieces = point.split([math.prod(entry.shape) for entry in shared])
+        return {entry.name: piece.view(entry.shape) for entry, piece in zip(shared, pieces, strict=True)}
+
     def load(self, parts: Mapping[str, Tensor]) -> None:
         """Copy received parameters and buffers into the model; raises ValueError for another size."""
         with torch.no_grad():

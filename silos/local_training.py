@@ -1,6 +1,8 @@
 """The local training loop in torch: phases, epochs, batches, steps."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,95 +10,170 @@ from torch import Tensor
 from orchestrator.core.metrics import Sums
 from orchestrator.core.protocols import LocalRun, Phase, Strategy
 from orchestrator.core.random import seed_of
+from orchestrator.core.vector import Vector
 from silos.gradient import Gradient
+from silos.mid_round import EVERY_MINUTE, Rhythm
 from silos.network import Network
-from silos.optimizer import Momentum, make_optimizer
-from silos.precision import LossScale
+from silos.optimizer import Momentum, kept_of, make_optimizer, remind
+from silos.precision import LossScale, Overflow
+from silos.resumption import Left, captured
 from silos.site import Order
+from silos.state import Kept
 from silos.tasks.task import At, Batch, Task
+
+
+@dataclass(slots=True)
+class Position:
+    """How far a training is: a phase, an epoch of it, and batches done in the epoch, the phase and the training."""
+
+    phase: int = 0
+    epoch: int = 0
+    in_epoch: int = 0
+    in_phase: int = 0
+    done: int = 0
 
 
 class LocalTraining:
     """One local training of ``network`` on the batches of ``task``, in the directions of ``strategy``."""
 
     def __init__(
-        self, network: Network, task: Task, strategy: Strategy, run: LocalRun, at: At, order: Order
+        self,
+        network: Network,
+        task: Task,
+        strategy: Strategy,
+        run: LocalRun,
+        at: At,
+        order: Order,
+        rhythm: Rhythm = EVERY_MINUTE,
     ) -> None:
         """``at``: the place of the first epoch."""
-        self._network, self._task, self._strategy, self._run = network, task, strategy, run
-        self._at, self._order = at, order
-        self._scale = LossScale() if network.local.precision == "fp16" else None
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=network.device)
-        self._seen = self._done = self._num_steps = 0
+        self.network, self.run, self.order, self._rhythm = network, run, order, rhythm
+        self._task, self._strategy, self._at = task, strategy, at
+        self.scale = LossScale() if network.local.precision == "fp16" else None
+        self.position = Position()
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=network.device)
+        self.seen = self._num_steps = 0
 
     @property
     def losses(self) -> Sums:
         """Sum of the losses of the rows trained on, and their number."""
-        return Sums("mean", (float(self._loss_sum), float(self._seen)))
+        return Sums("mean", (float(self.loss_sum), float(self.seen)))
 
     def fit(self, length: Phase) -> None:
-        """Train as the strategy divides ``length``."""
+        """Train as the strategy divides ``length``; from where the same training was left, if it was."""
         torch.manual_seed(seed_of(self._at.seed, "train", self._at.silo, self._at.version))
         phases = self._strategy.phases(length)
         self._num_steps = sum(self._steps_of(phase) for phase in phases)
-        self._network.call.train()
-        self._network.flat.freeze_for(self._run.version)
-        epoch = self._at.epoch
-        for phase in phases:
+        self.network.call.train()
+        self.network.flat.freeze_for(self.run.version)
+        self._left = self._found()
+        epoch = self._at.epoch + sum(self._epochs_of(phase) for phase in phases[: self.position.phase])
+        for phase in phases[self.position.phase :]:
             self._begin(phase)
             for batch in self._batches(phase, epoch):
                 self._step(batch)
-                if self._order.enough():
+                self._checkpoint()
+                if self.order.enough():
                     break
+            self._end(phase)
             epoch += self._epochs_of(phase)
 
+    def _found(self) -> Left | None:
+        """The same training, as it was left."""
+        self._state_before = dict(self.order.state)
+        found = self.order.mid_round.load() if self.order.mid_round is not None else None
+        if found is None or found[1]["circumstances"] != self.circumstances:
+            return None
+        left = Left(*found)
+        left.take_up(self)
+        self.position = Position(**left.position)
+        return left
+
+    @property
+    def circumstances(self) -> list[str]:
+        """What decides the bits of a training besides the order."""
+        network = self.network
+        return [network.local.model_dump_json(), network.device.type, torch.__version__]
+
+    def changed_state(self) -> dict[str, Vector]:
+        """What the strategy has written into the silo's private state since the training began."""
+        before = self._state_before
+        return {name: each for name, each in self.order.state.items() if each is not before.get(name)}
+
+    def _checkpoint(self) -> None:
+        mid_round, done = self.order.mid_round, self.position.done
+        if mid_round is not None and mid_round.due(self._rhythm, done):
+            mid_round.save(done, *captured(self))
+
     def _begin(self, phase: Phase) -> None:
-        """With a new optimizer, on what is trained in this phase."""
+        """With a new optimizer, on what is trained in this phase; or with the one that the last training left."""
         self._trains = phase.trains
-        self._parameter = self._network.flat.parameter_of(phase.trains, self._run.version)
-        self._optimizer = make_optimizer(self._network.local.optimizer, self._parameter)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._run.lr
-        self._momentum = Momentum(self._optimizer.param_groups[0])
+        self._parameter = self.network.flat.parameter_of(phase.trains, self.run.version)
+        self.optimizer = make_optimizer(self.network.local.optimizer, self._parameter)
+        self.momentum = Momentum(self.optimizer.param_groups[0])
+        if self._left is not None:
+            remind(self.optimizer, self._left.optimizer)
+            self.momentum.held = self._left.held
+        elif self._strategy.keeps_optimizer:
+            remind(self.optimizer, Kept(self.order.state, f"optimizer/{phase.trains}", 0))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.run.lr
+
+    def _end(self, phase: Phase) -> None:
+        self.position = Position(phase=self.position.phase + 1, done=self.position.done)
+        if self._strategy.keeps_optimizer:
+            self.order.state.update(
+                {f"optimizer/{phase.trains}/{name}": each for name, each in kept_of(self.optimizer).items()}
+            )
 
     def _batches(self, phase: Phase, first_epoch: int) -> Iterator[Batch]:
-        steps = 0
-        for epoch in range(first_epoch, first_epoch + (phase.steps or phase.epochs or 1)):
-            at = self._at._replace(epoch=epoch)
-            for batch in self._task.train_batches(at, self._network.local.batch_size):
-                yield self._network.on_device(batch)
-                steps += 1
-                if phase.steps is not None and steps >= phase.steps:
+        at = self.position
+        for epoch in range(at.epoch, phase.steps or phase.epochs or 1):
+            at.epoch = epoch
+            place = self._at._replace(epoch=first_epoch + epoch)
+            batches = iter(self._task.train_batches(place, self.network.local.batch_size))
+            for _ in range(at.in_epoch):
+                next(batches, None)
+            self._take_up_draws()
+            for batch in batches:
+                yield self.network.on_device(batch)
+                if phase.steps is not None and at.in_phase >= phase.steps:
                     return
+            at.in_epoch = 0
+
+    def _take_up_draws(self) -> None:
+        if self._left is not None:
+            self._left.take_up_draws(self.network.device)
+            self._left = None
 
     def _step(self, batch: Batch) -> None:
-        run, grad_at = self._run, Gradient(self._network, self._task, batch, self._scale)
+        run, grad_at, at = self.run, Gradient(self.network, self._task, batch, self.scale), self.position
+        with suppress(Overflow):  # such a batch is left out
+            self._descend(run, grad_at)
+        self.loss_sum += grad_at.loss * len(batch[0])
+        self.seen += len(batch[0])
+        at.in_epoch, at.in_phase, at.done = at.in_epoch + 1, at.in_phase + 1, at.done + 1
+        self.order.tick("training", at.done, self._num_steps)
+
+    def _descend(self, run: LocalRun, grad_at: Gradient) -> None:
         if self._trains == "own":
             grad_at(run.params)
         else:
             self._put(self._strategy.direction(run, grad_at))
-        self._clip()
-        if self._scale is None or self._scale.accepts(self._network.flat.gradient):
-            self._optimizer.step()
-            if self._trains != "own":
-                run.num_steps += 1
-                run.path += self._momentum.next(run.lr)
-        self._loss_sum += grad_at.loss * len(batch[0])
-        self._seen += len(batch[0])
-        self._done += 1
-        self._order.tick("training", self._done, self._num_steps)
+        most = self.network.local.clip_grad_norm
+        if most is not None:
+            torch.nn.utils.clip_grad_norm_([self._parameter], most)
+        self.optimizer.step()
+        if self._trains != "own":
+            run.num_steps += 1
+            run.path += self.momentum.next(run.lr)
 
     def _put(self, direction: Tensor) -> None:
         """The strategy's direction where the optimizer looks for the gradient."""
-        flat = self._network.flat
+        flat = self.network.flat
         shared = flat.gradient[: flat.num_shared]
         if direction.data_ptr() != shared.data_ptr():
             shared.copy_(direction)
-
-    def _clip(self) -> None:
-        most = self._network.local.clip_grad_norm
-        if most is not None:
-            torch.nn.utils.clip_grad_norm_([self._parameter], most)
 
     def _steps_of(self, phase: Phase) -> int:
         return phase.steps or self._steps_per_epoch * (phase.epochs or 1)
@@ -107,4 +184,4 @@ class LocalTraining:
 
     @property
     def _steps_per_epoch(self) -> int:
-        return -(-self._task.num_examples("train") // self._network.local.batch_size)
+        return -(-self._task.num_examples("train") // self.network.local.batch_size)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.core.errors import BadJob
@@ -19,6 +21,8 @@ class Steps(Protocol):
     param_groups: list[dict[str, Any]]
 
     def step(self) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
 
 
 class FlatSgd:
@@ -46,6 +50,15 @@ class FlatSgd:
             direction = self._with_momentum(direction, group)
         vector.add_(direction, alpha=-group["lr"])
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's own."""
+        kept = {} if self._velocity is None else {0: {"momentum_buffer": self._velocity}}
+        return {"state": kept, "param_groups": self.param_groups}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        velocity = state["state"].get(0, {}).get("momentum_buffer")
+        self._velocity = None if velocity is None else velocity.to(self.parameter)
+
     def _with_momentum(self, direction: Tensor, group: Mapping[str, Any]) -> Tensor:
         if self._velocity is None:
             self._velocity = direction.clone()
@@ -72,6 +85,19 @@ def make_optimizer(spec: Optimizer, parameter: nn.Parameter) -> Steps:
     except (TypeError, ValueError) as error:
         raise BadJob(f"local.optimizer: {error}") from None
     return optimizer
+
+
+def kept_of(optimizer: Steps) -> dict[str, NDArray[Any]]:
+    """What the optimizer remembers, by name; copies."""
+    kept = optimizer.state_dict()["state"].get(0, {})
+    return {name: np.array(torch.as_tensor(each).cpu()) for name, each in kept.items() if each is not None}
+
+
+def remind(optimizer: Steps, kept: Mapping[str, NDArray[Any]]) -> None:
+    """Let it go on from what `kept_of` gave."""
+    if kept:
+        tensors = {name: torch.from_numpy(np.array(each)) for name, each in kept.items()}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: tensors}})
 
 
 def _check_sgd(arguments: Mapping[str, Any]) -> None:

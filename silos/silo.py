@@ -4,6 +4,7 @@ Asked again for the version that it trained last, a silo returns the stored upda
 stays here until the driver has fetched it.
 """
 
+import json
 import logging
 import re
 import threading
@@ -37,6 +38,7 @@ from orchestrator.core.printable import printable
 from orchestrator.core.vector import Packet, Vector
 from orchestrator.job import Job
 from orchestrator.pipeline import outgoing
+from silos.mid_round import MidRound
 from silos.outbox import Outbox
 from silos.policy import received
 from silos.run import Run
@@ -283,7 +285,13 @@ class Silo:
             tick=tick,
             num_steps=num_steps,
             enough=lambda: self._hand_in == request.version,
+            mid_round=self._mid_round(request, run) if isinstance(request, Train) else None,
         )
+
+    def _mid_round(self, request: Train, run: Run) -> MidRound:
+        depends = (run.job.digest, run.site.fingerprint(run.job), request.version, request.model_digest)
+        work = json.dumps([*depends, request.counted, request.num_steps])
+        return MidRound(self.site.state_folder(request.run_id), work)
 
     def _tick(self, version: int, run: Run) -> Tick:
         def tick(phase: str, done: int, total: int) -> None:

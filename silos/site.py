@@ -9,6 +9,7 @@ from orchestrator.core.messages import Evaluate, Refused, Train, Update
 from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Packet, Parts, Vector
 from orchestrator.job import Job
+from silos.mid_round import MidRound
 from silos.told import whole
 
 Code = Literal["busy", "policy"]
@@ -42,6 +43,8 @@ class Order:
     """Local steps that the driver asks for; None: as the job, or the silo's own document, says."""
     enough: Callable[[], bool] = lambda: False
     """Whether to end after this step with what is there."""
+    mid_round: MidRound | None = None
+    """Where the training in progress is put on disk, and may be found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,13 @@ again, it gets the same bits, and an update that was lost, late or refused leave
 
 import os
 import shutil
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from orchestrator.core.errors import BadInput
@@ -55,13 +57,7 @@ class SiloState:
         or after it, is work that never counted."""
         if not vectors:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._path(version).with_suffix(".tmp")
-        safetensors.numpy.save_file(dict(vectors), temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.rename(self._path(version))
-        _fsync_folder(self.folder)
+        write_tensors(self._path(version), vectors)
         stay = {version, *[v for v in self._versions() if v <= counted][-KEEP:]}
         for old in set(self._versions()) - stay:
             self._path(old).unlink(missing_ok=True)
@@ -79,6 +75,19 @@ class SiloState:
 
     def _path(self, version: int) -> Path:
         return self.folder / f"v{version:06d}.safetensors"
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], said: dict[str, str] | None = None
+) -> None:
+    """A safetensors file with ``said`` in its header: durable, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    safetensors.numpy.save_file(dict(tensors), temporary, said)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    _fsync_folder(path.parent)
 
 
 def _fsync_folder(folder: Path) -> None:

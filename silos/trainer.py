@@ -15,8 +15,10 @@ from orchestrator.core.protocols import LocalRun, Phase
 from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
 from orchestrator.local import Local
+from silos.contrast import last_linear
 from silos.flat_model import FlatModel, layers, private_buffers
 from silos.local_training import LocalTraining
+from silos.mid_round import EVERY_MINUTE, Rhythm
 from silos.network import Network
 from silos.optimizer import make_optimizer
 from silos.site import Order, Tick, Trained
@@ -33,15 +35,25 @@ class TorchTrainer:
     """Trains the job's model on the task's batches. One model, one set of flat vectors, reused every round."""
 
     def __init__(
-        self, job: Job, silo: str, task: Task, device: str = "auto", local: Local | None = None
+        self,
+        job: Job,
+        silo: str,
+        task: Task,
+        device: str = "auto",
+        local: Local | None = None,
+        rhythm: Rhythm = EVERY_MINUTE,
     ) -> None:
-        """``local``: the silo's own settings of local training, where they differ from the job's."""
+        """``local``: the silo's own settings of local training, where they differ from the job's; ``rhythm``: of the
+        checkpoints of a training."""
         self.job, self.silo, self.task, self.local = job, silo, task, local or job.local
+        self.rhythm = rhythm
         self.torch_device = device_of(device)
         torch.set_num_threads(job.local.threads)
         with _GENERATOR:
             torch.manual_seed(job.seed)
             module = task.model()
+        if job.strategy.contrasts:
+            last_linear(module)
         if job.local.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.flat = FlatModel(
@@ -106,7 +118,7 @@ class TorchTrainer:
         evaluated = perf_counter()
         run = self._run(order, received)
         at = At(self.job.seed, self.silo, order.version, 0)
-        training = LocalTraining(self.network, self.task, self.job.strategy, run, at, order)
+        training = LocalTraining(self.network, self.task, self.job.strategy, run, at, order, self.rhythm)
         training.fit(self._length(order))
         trained = perf_counter()
         self._keep_private(order.state)
@@ -125,6 +137,7 @@ class TorchTrainer:
                 "evaluate": evaluated - loaded,
                 "train": trained - evaluated,
                 "report": perf_counter() - trained,
+                **_checkpoints(order),
             },
         )
 
@@ -202,3 +215,9 @@ def _private(job: Job, module: nn.Module) -> tuple[str, ...]:
             "that is fedavg"
         )
     return (*job.private, *own)
+
+
+def _checkpoints(order: Order) -> dict[str, float]:
+    """Seconds of the training that went into checkpoints, where there were any."""
+    seconds = 0.0 if order.mid_round is None else order.mid_round.seconds
+    return {"checkpoint": seconds} if seconds else {}

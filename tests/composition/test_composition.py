@@ -29,6 +29,8 @@ SLOTS: dict[str, dict[str, Any]] = {
         "fomaml": {"name": "fomaml"},
         "meta_sgd": {"name": "meta_sgd"},
         "ditto": {"name": "ditto"},
+        "moon": {"name": "moon"},
+        "diloco": {"name": "diloco"},
     },
     "server": {
         "sgd": {"name": "sgd"},

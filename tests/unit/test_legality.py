@@ -62,6 +62,7 @@ def test_legal_jobs_have_no_refusal() -> None:
         ({"strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "AdamW"}}}, "that AdamW met"),
         ({"strategy": {"name": "feddyn"}, "rounds": {"mode": "async"}}, "not known to converge"),
         ({"strategy": {"name": "feddyn"}, "rounds": {"cohort": 2}}, "every round"),
+        ({"strategy": {"name": "diloco"}, "rounds": {"mode": "fedasync"}}, "server.delay, 3 or so"),
         ({"strategy": {"name": "feddyn"}, "privacy": [{"name": "clip", "max_norm": 1}]}, "memory keeps"),
         ({"strategy": {"name": "feddyn", "server": {"name": "adam"}}}, "rule of its own"),
         ({"strategy": {"name": "fednova"}, "privacy": [{"name": "clip", "max_norm": 1}]}, "public number"),
@@ -77,10 +78,13 @@ def test_warnings(sections: dict[str, Any], word: str) -> None:
 
 
 def test_nothing_to_warn_of() -> None:
-    averaged = ("fedavg", "fedprox", "scaffold", "fednova", "feddyn")
+    averaged = ("fedavg", "fedprox", "scaffold", "fednova", "feddyn", "moon", "diloco")
     adapted = ("fomaml", "per_fedavg", "meta_sgd", "reptile")
     personal = ("ditto", "apfl", "fedper", "fedrep", "fedbn")
     for strategy in averaged + adapted + personal:
         assert list(warnings(job_of(ABC, strategy={"name": strategy}))) == []
     uniform = {"rounds": {"cohort": 2}, "combine": {"weights": "uniform"}}
     assert list(warnings(job_of(ABC, strategy={"name": "feddyn"}, **uniform))) == []
+    delayed = {"name": "sgd", "momentum": 0.9, "nesterov": True, "delay": 3}
+    strategy = {"name": "diloco", "server": delayed}
+    assert list(warnings(job_of(ABC, strategy=strategy, rounds={"mode": "fedasync"}))) == []

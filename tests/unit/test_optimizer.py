@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.core.errors import BadInput
+from orchestrator.core.errors import BadInput, BadJob
 from orchestrator.local import Optimizer
-from silos.optimizer import FlatSgd, Momentum, make_optimizer
+from silos.optimizer import FlatSgd, Momentum, kept_of, make_optimizer, remind
 
 
 def parameter(seed: int = 0) -> nn.Parameter:
@@ -100,3 +100,33 @@ def test_the_path_is_how_far_a_constant_gradient_carries(case: dict[str, Any]) -
         optimizer.step()
         path += momentum.next(lr)
         assert mine.item() == pytest.approx(-path, rel=1e-12)
+
+
+OTHERS = sorted(
+    name.lower()
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type)
+    and issubclass(kind, torch.optim.Optimizer)
+    and kind is not torch.optim.Optimizer
+)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_it_goes_on_from_what_it_remembered(name: str) -> None:
+    """To the bit, for all of torch's that take a flat vector."""
+    arguments = {"momentum": 0.9} if name == "sgd" else {}
+    spec = Optimizer(name=name, lr=0.01, **arguments)
+    try:
+        one, two = parameter(), parameter()
+        whole, first = make_optimizer(spec, one), make_optimizer(spec, two)
+    except BadJob:
+        pytest.skip("not for a flat vector")
+    for step, gradient in enumerate(gradients(6)):
+        one.grad, two.grad = gradient.clone(), gradient.clone()
+        whole.step()
+        first.step()
+        if step == 2:
+            kept = kept_of(first)
+            first = make_optimizer(spec, two)
+            remind(first, kept)
+    assert torch.equal(one, two)
