@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from silos.state import write_tensors
+from silos.tensor_file import write_tensors
 
 Arrays = Mapping[str, NDArray[Any]]
 Facts = Mapping[str, Any]

@@ -4,20 +4,18 @@ A training starts from the state that the silo's last update that *counted* left
 again, it gets the same bits, and an update that was lost, late or refused leaves no trace.
 """
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.vector import Vector
 from silos.audit import write_private
+from silos.tensor_file import write_tensors
 
 KEEP = 3
 """Versions kept of those that count: a driver that resumes goes back by at most two."""
@@ -75,27 +73,6 @@ class SiloState:
 
     def _path(self, version: int) -> Path:
         return self.folder / f"v{version:06d}.safetensors"
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, NDArray[Any]], said: dict[str, str] | None = None
-) -> None:
-    """A safetensors file with ``said`` in its header: durable, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    safetensors.numpy.save_file(dict(tensors), temporary, said)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    _fsync_folder(path.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Kept(MutableMapping[str, Vector]):
