@@ -46,6 +46,8 @@ class Cnn(_Spec, frozen=True):
     ``simple-cnn``)."""
 
     name: Literal["cnn"]
+    norm: Literal["none", "batch"] = "none"
+    """``batch``: batch normalisation after each convolution."""
 
 
 class TorchvisionModel(_Spec, frozen=True):

@@ -92,7 +92,7 @@ class ImageClassificationTask:
 
     def _without_single(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A last batch of one image gets the epoch's first image as company: batch normalisation cannot train
-        on one. The small CNN has none and needs no company."""
+        on one. The small CNN's is over the pixels as well and needs no company."""
         if isinstance(self._spec.model, Cnn) or len(rows) < 2 or len(rows[-1]) > 1:
             return rows
         return (*rows[:-1], torch.cat([rows[-1], rows[0][:1]]))
@@ -132,7 +132,7 @@ def image_model(
     channels, height, width = input_shape
     match spec.model:
         case Cnn():
-            return SmallCnn(channels, (height, width), spec.num_classes)
+            return SmallCnn(channels, (height, width), spec.num_classes, spec.model.norm)
         case TorchvisionModel():
             return torchvision_model(spec.model, spec.num_classes, channels)
         case _:

@@ -19,10 +19,11 @@ class SmallCnn(nn.Module):
     """Two 5x5 convolutions (6, 16 channels) with ReLU and 2x2 pooling, then 120, 84, classes: NIID-Bench's
     ``simple-cnn``, 44,426 parameters for 1x28x28 and 10 classes.
 
-    On images with a side under 16 pixels the convolutions are padded by 2, so that they keep the size.
+    On images with a side under 16 pixels the convolutions are padded by 2, so that they keep the size. ``norm``:
+    ``batch`` normalises each channel after a convolution, ``none`` has neither its parameters nor its statistics.
     """
 
-    def __init__(self, channels: int, size: tuple[int, int], num_classes: int) -> None:
+    def __init__(self, channels: int, size: tuple[int, int], num_classes: int, norm: str = "none") -> None:
         super().__init__()
         if min(size) < 4:
             remedy = "give a larger task.size"
@@ -31,16 +32,22 @@ class SmallCnn(nn.Module):
         padding = 0 if min(size) >= _SMALL else 2
         height, width = (_halved_twice(side, padding) for side in size)
         self.conv1 = nn.Conv2d(channels, 6, 5, padding=padding)
+        self.norm1 = _normalisation(norm, 6)
         self.conv2 = nn.Conv2d(6, 16, 5, padding=padding)
+        self.norm2 = _normalisation(norm, 16)
         self.fc1 = nn.Linear(16 * height * width, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, channels, height, width]`` to logits ``[batch, classes]``."""
-        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
-        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2).flatten(1)
+        x = functional.max_pool2d(functional.relu(self.norm1(self.conv1(x))), 2)
+        x = functional.max_pool2d(functional.relu(self.norm2(self.conv2(x))), 2).flatten(1)
         return self.fc3(functional.relu(self.fc2(functional.relu(self.fc1(x)))))
+
+
+def _normalisation(norm: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
 
 
 def _halved_twice(side: int, padding: int) -> int:
