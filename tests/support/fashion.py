@@ -1,4 +1,4 @@
-"""The Fashion-MNIST fixture of the learning targets: ten parties, 512 images each, a stated order of batches.
+"""Fashion-MNIST of the learning targets: ten parties, all of their images or 512 of each, a stated order of batches.
 
 Public files of ``shared/data/fashion_mnist``: images, which party owns which, and the weights after two rounds.
 """
@@ -54,22 +54,23 @@ def idx(name: str) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(sizes)
 
 
-def write_parties(where: Path, partition: str) -> dict[str, Path]:
-    """One folder per party: Parquet with encoded images, and a silo.yaml."""
+def write_parties(where: Path, partition: str, rows: int | None = ROWS) -> dict[str, Path]:
+    """One folder per party: Parquet with encoded images, and a silo.yaml. With ``rows`` each has so many training
+    images and all have the same 64 for a test; without, each has all of its own and every tenth of the test set."""
     images, labels = idx("train-images-idx3-ubyte"), idx("train-labels-idx1-ubyte")
+    test = idx("t10k-images-idx3-ubyte"), idx("t10k-labels-idx1-ubyte")
     with np.load(SHARED / "partitions" / f"{partition}_10_seed0.npz") as file:
         owner = file["owner"]
-    _write_table(
-        where / "test.parquet", idx("t10k-images-idx3-ubyte")[:64], idx("t10k-labels-idx1-ubyte")[:64]
-    )
     documents = {}
     for number, party in enumerate(PARTIES):
-        rows = np.flatnonzero(owner == number)[:ROWS]
-        _write_table(where / party / "train.parquet", images[rows], labels[rows])
+        chosen = np.flatnonzero(owner == number)[:rows]
+        tested = slice(64) if rows else slice(number, None, len(PARTIES))
+        _write_table(where / party / "train.parquet", images[chosen], labels[chosen])
+        _write_table(where / party / "test.parquet", test[0][tested], test[1][tested])
         documents[party] = where / party / "silo.yaml"
         documents[party].write_text(
             f"name: {party}\n"
-            f"datasets:\n  fashion: {{path: {{train: train.parquet, test: {where / 'test.parquet'}}}}}\n"
+            "datasets:\n  fashion: {path: {train: train.parquet, test: test.parquet}}\n"
             "policy: {allow_code: [tests.support.fashion]}\n"
         )
     return documents

@@ -18,6 +18,7 @@ from orchestrator.core.metrics import values
 from orchestrator.task import ImageClassification
 from silos.config import DatasetConfig
 from silos.data import open_data
+from silos.flat_model import layers
 from silos.tasks.build import build
 from silos.tasks.image_classification import ImageClassificationTask
 from silos.tasks.order import shuffled_blocks
@@ -166,6 +167,25 @@ def test_the_small_cnn_is_niid_benchs() -> None:
     assert all(
         torch.equal(a.weight, b.weight) for a, b in ((cnn.conv1, conv1), (cnn.conv2, conv2), (cnn.fc1, fc1))
     )
+
+
+def test_the_small_cnn_with_batch_normalisation_begins_with_the_same_weights(tmp_path: Path) -> None:
+    """44 more numbers to train, which FedBN's silos keep; a channel comes out with mean 0 and deviation 1."""
+    torch.manual_seed(0)
+    plain = SmallCnn(1, (28, 28), 10)
+    torch.manual_seed(0)
+    normalised = SmallCnn(1, (28, 28), 10, "batch")
+    ours = dict(normalised.named_parameters())
+    assert all(torch.equal(ours.pop(name), param) for name, param in plain.named_parameters())
+    assert set(ours) == {f"norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    assert sum(param.numel() for param in ours.values()) == 44
+    assert layers(normalised, "norm") == ("norm1.*", "norm2.*") and layers(plain, "norm") == ()
+    assert layers(normalised, "head") == layers(plain, "head") == ("fc3.*",)
+    channels = normalised.norm1(normalised.conv1(torch.rand(9, 1, 28, 28))).transpose(0, 1).flatten(1)
+    assert channels.mean(1).abs().max() < 1e-5 and (channels.std(1) - 1).abs().max() < 0.01
+    config = written(tmp_path, pictures())
+    by_name = made(tmp_path, config, model={"name": "cnn", "norm": "batch"}).model()
+    assert isinstance(by_name, SmallCnn) and isinstance(by_name.norm2, nn.BatchNorm2d)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 8), (15, 40), (16, 16), (32, 32), (33, 50)])
