@@ -40,10 +40,14 @@ class Attempt:
         self.observe, self.clock = observe, clock
         self.patience_s = job.rounds.patience_s
         self.model = GlobalModel(job, run_id, store)
-        self.board = Scoreboard(job.stop, job.silos, job.policy.max_staleness)
+        self.board = Scoreboard(job.stop, job.training, job.policy.max_staleness)
         self.enrolment = Enrolment(job, channel, self.emit, lambda silo: changed())
         self.folded: dict[SiloId, int] = {}
         """Silo -> version of its newest update that is in the model."""
+        self.given: dict[SiloId, tuple[int, int]] = {}
+        """Silo -> its updates that are in the model, and the local steps in them."""
+        self.assessed: dict[SiloId, events.SiloAssessed] = {}
+        """The last that each silo found, of whichever version."""
         self._waiting_since: float | None = None
         self._said: Set[SiloId] | None = None
         """Which of the awaited silos will join later, when it was last told whom the run waits for."""
@@ -54,6 +58,13 @@ class Attempt:
         if event.durable:
             self.store.append(event.model_dump(mode="json"), durable=isinstance(event, events.RunClosed))
         self.observe(event)
+
+    def count(self, closed: events.RoundClosed) -> None:
+        """Who gave what to this version, which is to count."""
+        for each in closed.contributors:
+            times, steps = self.given.get(each.silo, (0, 0))
+            self.folded[each.silo] = each.base_version
+            self.given[each.silo] = times + 1, steps + each.num_steps
 
     def refuse(self, silo: SiloId, version: int, code: str, reason: str) -> None:
         self.emit(events.UpdateRefused(silo=silo, version=version, code=code, reason=reason))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orchestrator.core.errors import SiloLost
-from orchestrator.core.messages import Evaluate, Ping, Progress, Reply, SiloId, Train
+from orchestrator.core.messages import Assess, Evaluate, Ping, Progress, Reply, SiloId, Work
 from orchestrator.core.protocols import Channel
 
 Deliver = Callable[["Call", Reply | SiloLost], None]
@@ -17,10 +17,10 @@ Deliver = Callable[["Call", Reply | SiloLost], None]
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One training or evaluation that a silo was asked for."""
+    """One training, evaluation or assessment that a silo was asked for."""
 
     silo: SiloId
-    request: Train | Evaluate
+    request: Work
     deliver: Deliver
     alive_at: float
     task: "asyncio.Task[None] | None" = None
@@ -44,7 +44,7 @@ class Calls:
     _watch: "asyncio.Task[None] | None" = None
     _probes: set["asyncio.Task[None]"] = field(default_factory=set)
 
-    def start(self, silo: SiloId, request: Train | Evaluate, deliver: Deliver | None = None) -> Call:
+    def start(self, silo: SiloId, request: Work, deliver: Deliver | None = None) -> Call:
         """Replaces the silo's call in hand, whose answer is no longer current."""
         call = Call(silo, request, deliver or self.deliver, self.clock())
         self.by_silo[silo] = call
@@ -53,7 +53,7 @@ class Calls:
             self._watch = asyncio.create_task(self._watching())
         return call
 
-    async def ask(self, silo: SiloId, request: Evaluate) -> Reply:
+    async def ask(self, silo: SiloId, request: Evaluate | Assess) -> Reply:
         """Start a call and wait for its answer. Raises `SiloLost`."""
         answer: asyncio.Future[Reply | SiloLost] = asyncio.get_running_loop().create_future()
         call = self.start(silo, request, lambda _, reply: None if answer.done() else answer.set_result(reply))

@@ -135,7 +135,7 @@ class Driver:
     async def _open(self) -> None:
         """Open the next round and set its silos to work."""
         now = self._opened_at = self._arrived_at = self.clock()
-        candidates = set(self.job.silos) - self.enrolment.declined.keys()
+        candidates = set(self.job.training) - self.enrolment.declined.keys()
         for silo in self.rounds.open(candidates, now):
             self._cancel(silo)
         broadcast = self.job.strategy.broadcast(self.model.state)
@@ -288,7 +288,6 @@ class Driver:
         norm = await self.model.advance(combined, updates)
         self.attempt.space_found()
         now = self.clock()
-        self.attempt.folded |= {update.silo: update.version for update in updates}
         closed = events.RoundClosed(
             version=self.model.version,
             contributors=contributors(
@@ -312,6 +311,7 @@ class Driver:
             best=self.attempt.pin_best() == self.rounds.version,
             lineage=self.model.lineage,
         )
+        self.attempt.count(closed)
         await self._go_on()
         self.model.commit(closed, lambda: self.attempt.observe(closed), self.attempt.disk_full)
         fault("round.closed")

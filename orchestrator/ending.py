@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
+from orchestrator.assessing import assess
 from orchestrator.attempt import Attempt
 from orchestrator.core import events
 from orchestrator.core.errors import SiloLost
@@ -28,6 +29,7 @@ async def finish(attempt: Attempt, status: str, reason: str) -> Outcome:
     await attempt.model.committed()
     if status == "done":
         await _evaluate_last(attempt)
+        await assess(attempt)
     _close(attempt, status, reason, await asyncio.to_thread(attempt.model.parameters_digest))
     await _dismiss(attempt, finished=status == "done")
     return Outcome(status, 0 if status == "done" else 3, reason)
@@ -50,7 +52,7 @@ def _close(attempt: Attempt, status: str, reason: str, digest: str) -> None:
         best_version=best[0] if best else None,
         best_metric=attempt.job.stop.metric if best else None,
         best_value=best[1] if best else None,
-        never_contributed=sorted(set(attempt.job.silos) - attempt.folded.keys()),
+        never_contributed=sorted(set(attempt.job.training) - attempt.folded.keys()),
     )
     try:
         attempt.emit(closed)
@@ -64,7 +66,7 @@ async def _evaluate_last(attempt: Attempt) -> None:
     """Figures of the last version, which no round trains from."""
     board, version = attempt.board, attempt.model.version
     published = await attempt.channel.publish(attempt.job.strategy.broadcast(attempt.model.state))
-    silos = sorted(attempt.enrolment.online)
+    silos = sorted(attempt.enrolment.online & set(attempt.job.training))
     replies = await asyncio.gather(*(_evaluate(attempt, silo, published) for silo in silos))
     reports = {silo: sums for silo, sums in zip(silos, replies, strict=True) if sums is not None}
     while (found := board.odd(list(reports.values()))) is not None:

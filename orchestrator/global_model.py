@@ -73,7 +73,7 @@ class GlobalModel:
         durable, because its memory is written over."""
         await self.committed()
         info = CohortInfo(
-            num_silos=len(self.job.silos),
+            num_silos=len(self.job.training),
             weights=tuple(shares_of(updates)),
             scalars=tuple(update.scalars for update in updates),
         )

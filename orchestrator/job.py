@@ -15,6 +15,7 @@ from orchestrator.core.random import rng_of
 from orchestrator.core.rounds import RoundPolicy
 from orchestrator.local import Local
 from orchestrator.privacy.clip import Clip
+from orchestrator.report import ReportSettings
 from orchestrator.strategies.apfl import Apfl
 from orchestrator.strategies.diloco import DiLoCo
 from orchestrator.strategies.ditto import Ditto
@@ -173,6 +174,9 @@ class Job(_Spec, frozen=True):
     silos: tuple[str, ...] = Field(min_length=1)
     required_silos: tuple[str, ...] = ()
     """No round closes without these."""
+    held_out: tuple[str, ...] = ()
+    """Silos of the job that join but never train the model; at the end it is tried on them, and adapted to them
+    (``report``). Their figures stand apart."""
     rounds: RoundSettings
     strategy: Strategy = FedAvg()
     local: Local = Local()
@@ -191,11 +195,12 @@ class Job(_Spec, frozen=True):
     combine: Combiner = Mean()
     gate: Gate = Gate()
     stop: Stop = Stop()
+    report: ReportSettings = ReportSettings()
     keep: Keep = Keep()
     seed: int = Field(default=0, ge=0)
     tracking: Tracking = Tracking()
 
-    @field_validator("silos", "required_silos")
+    @field_validator("silos", "required_silos", "held_out")
     @classmethod
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) != len(names):
@@ -222,8 +227,13 @@ class Job(_Spec, frozen=True):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @cached_property
+    def training(self) -> tuple[str, ...]:
+        """Silos that train: all but those held out."""
+        return tuple(silo for silo in self.silos if silo not in self.held_out)
+
+    @cached_property
     def policy(self) -> RoundPolicy:
-        return self.rounds.policy(len(self.silos), frozenset(self.required_silos))
+        return self.rounds.policy(max(1, len(self.training)), frozenset(self.required_silos))
 
     def sample(self, version: int, candidates: Any, size: int) -> set[str]:
         """The cohort draw for a version: keyed by the seed, so that a resumed run draws the same."""

@@ -22,8 +22,16 @@ def refusals(job: "Job") -> Iterator[str]:
     unknown = sorted(set(job.required_silos) - set(job.silos))
     if unknown:
         yield f"required_silos: {', '.join(unknown)} not among the job's silos"
-    if isinstance(job.combine.weights, dict) and set(job.combine.weights) != set(job.silos):
-        yield "combine.weights: give one number for each silo of the job, and no other"
+    strange = sorted(set(job.held_out) - set(job.silos))
+    if strange:
+        yield f"held_out: {', '.join(strange)} not among the job's silos"
+    both = sorted(set(job.held_out) & set(job.required_silos))
+    if both:
+        yield f"held_out: {', '.join(both)} required in every round (required_silos), but held out of all"
+    if not job.training:
+        yield "held_out: no silo is left to train"
+    if isinstance(job.combine.weights, dict) and set(job.combine.weights) != set(job.training):
+        yield "combine.weights: give one number for each silo of the job that trains, and no other"
     if isinstance(job.combine.weights, dict) and min(job.combine.weights.values()) <= 0:
         yield "combine.weights: a weight must be positive"
     if job.required_silos and policy.max_staleness and policy.buffer_size < len(job.required_silos):

@@ -46,12 +46,14 @@ class Opening:
                     self.enrolment.fingerprints.setdefault(event.silo, event.fingerprint)
                 case events.ModelReady():
                     self.enrolment.shared = event.schema_digest, event.num_shared
+                case events.SiloAssessed():
+                    self.attempt.assessed[event.silo] = event
                 case events.RoundClosed():
                     closed[event.version] = event
                 case events.Rewound():
                     closed = {version: each for version, each in closed.items() if version <= event.version}
         for version in sorted(closed):
-            self.attempt.folded |= {each.silo: each.base_version for each in closed[version].contributors}
+            self.attempt.count(closed[version])
         self.attempt.pin_best()
 
     def _run_opened(self, epoch: int, found: Recovered | None) -> Event:
@@ -80,12 +82,12 @@ class Opening:
         self.attempt.go_on()
         self.enrolment.agree()
         if not self._enough():
-            raise self.attempt.cannot_without(set(self.job.silos) - self.enrolment.online)
+            raise self.attempt.cannot_without(set(self.job.training) - self.enrolment.online)
         return True
 
     def _enough(self) -> bool:
         online, policy = self.enrolment.online, self.job.policy
-        return policy.required <= online and len(online) >= policy.min_updates
+        return policy.required <= online and len(online & set(self.job.training)) >= policy.min_updates
 
     async def _make_model(self) -> None:
         """Version 0: every silo makes it from the job's seed, so the first one is asked."""

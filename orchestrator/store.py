@@ -176,6 +176,14 @@ class Store:
             raise NothingUsable(f"{self.root}: no usable checkpoint: {'; '.join(_sentences(skipped))}")
         return None
 
+    def kept(self, version: int) -> Recovered | None:
+        """A version whose checkpoint is still there and verifies; None for any other. Needs no lease."""
+        try:
+            state, record = self._checkpoints.load(version, {})
+        except Unusable:
+            return None
+        return Recovered(version, state, record["meta"], record["event"], record["journal_lines"], ())
+
     def recover(self, expect: Mapping[str, Any] | None = None) -> Recovered | None:
         """``newest``, and the journal brought to agree with it; None for a run without history.
 

@@ -9,12 +9,16 @@ from typing import Any
 from orchestrator.core.events import (
     EVENT,
     CallRefused,
+    ContributionsFound,
+    DriftAlarm,
     Event,
     Figures,
     Rewound,
     RoundClosed,
+    RunAssessed,
     RunClosed,
     RunOpened,
+    SiloAssessed,
     SiloBusy,
     SiloDeclined,
     SiloDown,
@@ -32,6 +36,7 @@ SUMMARY = "summary.json"
 _CONTRIBUTOR = {"silo", "weight", "staleness", "base_version", "num_examples", "num_steps", "norm"}
 _KNOWN = {
     *("run_opened", "simulated", "rewound", "run_closed", "round_closed", "version_evaluated"),
+    *("silo_assessed", "run_assessed", "contributions_found", "drift_alarm"),
     *("silo_joined", "silo_down", "silo_declined", "silo_busy", "update_refused", "call_refused"),
 }
 
@@ -73,6 +78,10 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "best": _best(seen),
         "never_contributed": _never(seen),
         "silos": {name: _silo(seen, name) for name in seen.names},
+        "report": _report(seen),
+        "drift": [
+            _fields(each, "silo", "version", "signals", "norm", "cosine", "loss") for each in seen.alarms
+        ],
         "resumed": max(0, seen.num_opened - 1),
         "redone_rounds": seen.num_dropped + sum(version in seen.rounds for version in seen.in_hand),
     }
@@ -103,6 +112,10 @@ class _Seen:
     declined: dict[str, SiloDeclined] = field(default_factory=dict)
     busy: list[SiloBusy] = field(default_factory=list)
     turned_away: dict[tuple[str, str], CallRefused] = field(default_factory=dict)
+    assessed: dict[str, SiloAssessed] = field(default_factory=dict)
+    verdict: RunAssessed | None = None
+    contributions: ContributionsFound | None = None
+    alarms: list[DriftAlarm] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -138,6 +151,19 @@ class _Seen:
                 self._evaluate(event)
             case RunClosed():
                 self.closed = event
+            case _:
+                self._find(event)
+
+    def _find(self, event: Event) -> None:
+        match event:
+            case SiloAssessed():
+                self.assessed[event.silo] = event
+            case RunAssessed():
+                self.verdict = event
+            case ContributionsFound():
+                self.contributions = event
+            case DriftAlarm():
+                self.alarms.append(event)
 
     def _open(self, event: RunOpened) -> None:
         if self.opened is None:
@@ -154,6 +180,7 @@ class _Seen:
         self.rounds = {each: closed for each, closed in self.rounds.items() if each <= version}
         self.figures = {each: figures for each, figures in self.figures.items() if each <= version}
         self.best = self.best if self.best in self.figures else None
+        self.alarms = [each for each in self.alarms if each.version <= version]
 
     def _evaluate(self, event: RoundClosed | VersionEvaluated) -> None:
         self.figures[event.evaluated.version] = event.evaluated
@@ -217,7 +244,23 @@ def _never(seen: _Seen) -> list[str]:
     if seen.closed is not None:
         return seen.closed.never_contributed
     given = {each.silo for closed in seen.rounds.values() for each in closed.contributors}
-    return [name for name in seen.names if name not in given]
+    held_out = seen.opened.job.get("held_out", []) if seen.opened else []
+    return [name for name in seen.names if name not in given and name not in held_out]
+
+
+def _report(seen: _Seen) -> dict[str, Any] | None:
+    """What the end of the run says of each silo; None where nothing was assessed."""
+    verdict = seen.verdict
+    if verdict is None:
+        return None
+    assessed = {silo: each for silo, each in seen.assessed.items() if each.version == verdict.version}
+    ordered = [silo for silo in seen.names if silo in assessed]
+    drop = {"seq", "time", "type"}
+    return {
+        **verdict.model_dump(exclude=drop),
+        "silos": {silo: assessed[silo].model_dump(exclude={*drop, "silo", "version"}) for silo in ordered},
+        "contributions": seen.contributions.model_dump(exclude=drop) if seen.contributions else None,
+    }
 
 
 def _silo(seen: _Seen, name: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.messages import (
-    Evaluate,
     Fetch,
     Join,
     Joined,
@@ -28,8 +27,8 @@ from orchestrator.core.messages import (
     Reply,
     Request,
     Stop,
-    Train,
     Update,
+    Work,
 )
 from orchestrator.core.printable import printable
 from orchestrator.core.vector import Packet, blocks
@@ -211,7 +210,7 @@ class Agent:
     def _handled(self, id: str, request: Request) -> Reply:
         """What goes wrong in the silo's own code is its answer, as on every channel."""
         try:
-            if isinstance(request, Train | Evaluate):
+            if isinstance(request, Work):
                 if self._joined is None or self._joined[0] != request.run_id:
                     return Refused(silo=self.name, code="job", reason="this agent has not joined the run")
                 self._sending.wait()  # the trainer's memory is what is being sent
@@ -230,7 +229,7 @@ class Agent:
 
     # the model comes
 
-    def _fetched(self, id: str, request: Train | Evaluate) -> dict[str, NDArray[np.float32]]:
+    def _fetched(self, id: str, request: Work) -> dict[str, NDArray[np.float32]]:
         """The model in this silo's memory, which is that of the one before: only one is worked on at a time."""
         layout, longest = request.model, self._joined[1] if self._joined else 0
         if len(layout) > MAX_COLUMNS or any(size > longest for _, size in layout):

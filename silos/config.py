@@ -150,7 +150,11 @@ class Policy(_Spec, frozen=True):
     """Largest Euclidean norm of an update that may leave."""
     max_rounds: int | None = Field(default=None, ge=1)
     """Rounds that a job may have, and so many different trainings of it here over all its runs. The same one again,
-    which a driver that goes on asks for, is free. Of the results one more may be evaluated."""
+    which a driver that goes on asks for, is free."""
+    max_evaluations: int | None = Field(default=None, ge=1)
+    """Different evaluations and assessments of models that a job may have here over all its runs, besides those that
+    come with a training. Default: no bound, or one more than ``max_rounds``. A job that measures contributions
+    (``report.contribution``) has many."""
     max_hours: float | None = Field(default=None, gt=0)
     """Hours that a job may last here over all its runs, from its first join on, closed hours included."""
     opening_hours: tuple[Annotated[str, AfterValidator(_checked_window)], ...] = ()
@@ -164,6 +168,13 @@ class Policy(_Spec, frozen=True):
     reports tell the number of steps, and the silo's metrics are sent as if they came from one row. What cannot be
     kept in: how long the work takes, and how many rows stand behind an exact figure (3 of 4 right is 0.75) or a
     ranking's histogram; ``metrics_out`` says which figures leave at all."""
+
+    @property
+    def evaluations(self) -> tuple[int | None, str]:
+        """How many, and the rule in words."""
+        if self.max_evaluations is not None or self.max_rounds is None:
+            return self.max_evaluations, "evaluations of a job (policy.max_evaluations)"
+        return self.max_rounds + 1, "evaluations of a job (policy.max_rounds + 1)"
 
     @model_validator(mode="after")
     def _where(self) -> Self:

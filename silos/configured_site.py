@@ -13,6 +13,7 @@ from silos.approvals import Approvals
 from silos.config import DatasetConfig, SiloConfig, load_silo
 from silos.guard import PolicyGuard
 from silos.policy import released, review
+from silos.site import Assessment, Order
 
 DOCUMENT = "SILORAY_SILO"
 """Names, on a node, its silo document."""
@@ -69,6 +70,11 @@ class ConfiguredSite:
         self._opened = self._data(job)
         task = build_on(job.task, self._opened, local.workers, self.config.policy.allow_code)
         return TorchTrainer(job, self.name, task, local.device, local.applied(job.local), local.rhythm)
+
+    def assess(self, trainer: Any, order: Order) -> Assessment:
+        from silos.assess import assess
+
+        return assess(trainer, order)
 
     def fingerprint(self, job: Job) -> str:
         """Of what `trainer` opened, whatever has become of it since."""

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from orchestrator.core.errors import BadInput
-from orchestrator.core.messages import Evaluate, Refused, Train, Update
+from orchestrator.core.messages import Assess, Evaluate, Refused, Train, Update, Work
 from orchestrator.core.printable import printable
 from orchestrator.core.random import seed_of
 from orchestrator.core.repeats import Repeats
@@ -61,19 +61,15 @@ class PolicyGuard(Guard):
         self._ledger.join(job.digest)
         self.audit.write("joined", run=run_id, job=job.name, job_digest=job.digest)
 
-    def begins(self, job: Job, request: Train | Evaluate, state: Mapping[str, Vector]) -> str | None:
-        """``max_rounds`` different trainings of a job, and one evaluation more: of every version, and of the last."""
-        limit = self.policy.max_rounds
-        if limit is None:
-            return None
-        work = _identity(request, state)
+    def begins(self, job: Job, request: Work, state: Mapping[str, Vector]) -> str | None:
+        """``max_rounds`` different trainings of a job, and ``max_evaluations``, where an assessment counts as one."""
         if isinstance(request, Train):
-            if not self._ledger.begin(job.digest, "trained", work, limit):
-                return f"{self.name} allows {limit} trainings of a job (policy.max_rounds), and this one has had them"
-        elif not self._ledger.begin(job.digest, "evaluated", work, limit + 1):
-            most = f"{limit + 1} evaluations of a job (policy.max_rounds + 1)"
-            return f"{self.name} allows {most}, and this one has had them"
-        return None
+            kind, most, rule = "trained", self.policy.max_rounds, "trainings of a job (policy.max_rounds)"
+        else:
+            kind, most, rule = "evaluated", *self.policy.evaluations
+        if most is None or self._ledger.begin(job.digest, kind, _identity(request, state), most):
+            return None
+        return f"{self.name} allows {most} {rule}, and this one has had them"
 
     def leaving(self, job: Job, update: Update, packet: Packet) -> str | None:
         norm, most = _norm(job, update, packet), self.policy.max_update_norm
@@ -135,9 +131,11 @@ class PolicyGuard(Guard):
         return f"{self.name} gave this job {most:g} hours (policy.max_hours), which began on {first}"
 
 
-def _identity(request: Train | Evaluate, state: Mapping[str, Vector]) -> str:
+def _identity(request: Work, state: Mapping[str, Vector]) -> str:
     """Digest of all that the result depends on: the same again tells the driver nothing new."""
-    said = request.model_digest if isinstance(request, Train) else ""
+    said = "" if isinstance(request, Evaluate) else f"{request.model_digest}"
+    if isinstance(request, Assess):
+        said = f"assess {said} {request.trainings} {request.num_steps}"
     digest = hashlib.sha256(f"{request.version} {said!r}".encode())
     for vectors in (request.model, state):
         for name in sorted(vectors):

@@ -60,6 +60,13 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
 def _limits(job: Job, policy: Policy, silo: str) -> Iterator[str]:
     if policy.max_rounds is not None and job.rounds.total > policy.max_rounds:
         yield f"{silo} allows {policy.max_rounds} rounds (policy.max_rounds); this job has {job.rounds.total}"
+    most, rule = policy.evaluations
+    wanted = job.report.num_evaluations(len(job.training))
+    if most is not None and wanted > most:
+        yield (
+            f"{silo} allows {most} {rule}; this job may have {wanted}: give fewer with report.contribution, "
+            "report.permutations or report.silos"
+        )
     if policy.require_combiner and job.combine.name not in policy.require_combiner:
         wanted = _listed(policy.require_combiner)
         yield f"{silo} does not allow the combiner '{job.combine.name}' (require_combiner: {wanted})"

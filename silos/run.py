@@ -3,11 +3,11 @@
 import platform
 from dataclasses import dataclass
 
-from orchestrator.core.messages import Joined, Train, Update
+from orchestrator.core.messages import Assess, Assessed, Joined, Judged, Train, Update
 from orchestrator.core.vector import Layout, Packet
 from orchestrator.core.versions import versions
 from orchestrator.job import Job
-from silos.site import Site, Trained, Trainer
+from silos.site import Assessment, Site, Trained, Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +65,24 @@ class Run:
             seconds={**trained.seconds, "pack": pack_s},
             packet_bytes=sum(array.nbytes for array in packet.values()),
         )
+
+    def assessed(self, request: Assess, found: Assessment) -> Assessed:
+        """What came of an assessment; its models and curve as the silo knows them."""
+        return Assessed(
+            silo=self.site.name,
+            version=request.version,
+            model_digest=request.model_digest,
+            models=dict(found.models),
+            curve=found.curve,
+            accepted=found.accepted,
+            num_steps=found.num_steps if self.num_examples else 0,
+            seconds=found.seconds,
+        )
+
+    def released(self, judged: Judged) -> Judged:
+        """What may leave: an interval's width would tell the number of rows where that is kept in."""
+        metrics = self.site.release(judged.metrics)
+        bounds = (judged.intervals, judged.gains) if self.num_examples else ({}, {})
+        intervals, gains = ({name: each[name] for name in metrics if name in each} for each in bounds)
+        verdicts = {name: judged.verdicts[name] for name in metrics if name in judged.verdicts}
+        return Judged(metrics, intervals, gains, verdicts)

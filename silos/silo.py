@@ -18,6 +18,8 @@ from typing import Any
 from orchestrator.core.errors import BadInput
 from orchestrator.core.faults import fault
 from orchestrator.core.messages import (
+    Assess,
+    Assessed,
     Evaluate,
     Evaluated,
     Fetch,
@@ -33,6 +35,7 @@ from orchestrator.core.messages import (
     Stop,
     Train,
     Update,
+    Work,
 )
 from orchestrator.core.printable import printable
 from orchestrator.core.vector import Packet, Vector
@@ -71,6 +74,8 @@ class Silo:
         self._hand_in = -1
         """Version of which the driver wants what is done, and no more."""
         self._signs = Signs(clock)
+        self._assessed: tuple[str, Assessed] | None = None
+        """Of which run, and what was found, with all that the silo knows."""
         self._asked_at = self._looked_at = clock()
 
     @property
@@ -136,6 +141,8 @@ class Silo:
                 return self._train(request, run)
             case Evaluate():
                 return self._evaluate(request, run)
+            case Assess():
+                return self._assess(request, run)
         return self._refused("unknown", f"unknown request {type(request).__name__}")
 
     def _outdated(self, request: Request) -> bool:
@@ -239,7 +246,7 @@ class Silo:
         fault("silo.replied")
         return reply
 
-    def _begun(self, request: Train | Evaluate, run: Run, state: SiloState) -> dict[str, Vector]:
+    def _begun(self, request: Work, run: Run, state: SiloState) -> dict[str, Vector]:
         """The private state to work from, once the organisation has recorded that the work begins."""
         vectors = state.after(request.counted)
         reason = self.site.guard.begins(run.job, request, vectors)
@@ -275,17 +282,39 @@ class Silo:
             silo=self.name, version=request.version, metrics=metrics, seconds=perf_counter() - began
         )
 
-    def _order(self, request: Train | Evaluate, run: Run, state: dict[str, Vector]) -> Order:
-        tick = self._tick(request.version, run)
-        num_steps = request.num_steps if isinstance(request, Train) else None
+    def _assess(self, request: Assess, run: Run) -> Reply:
+        """Once for a version: the same again is answered with what is stored."""
+        known = self._assessed
+        if known is None or (known[0], known[1].model_digest) != (run.id, request.model_digest):
+            self._cancelled.clear()
+            self._outbox.make_room()  # as for an evaluation
+            vectors = self._begun(request, run, self._state(request))
+            found = self.site.assess(run.trainer, self._order(request, run, vectors))
+            known = self._assessed = run.id, run.assessed(request, found)
+            self._signs.mark("idle", request.version)
+        self._go_on(run)
+        models = {name: run.released(each) for name, each in known[1].models.items()}
+        metrics = sorted({name for each in models.values() for name in each.metrics})
+        self.site.guard.left(
+            "assessed",
+            request.run_id,
+            version=request.version,
+            models=", ".join(models),
+            metrics=", ".join(metrics),
+        )
+        curve = tuple((steps, self.site.release(sums)) for steps, sums in known[1].curve)
+        return replace(known[1], models=models, curve=curve, version=request.version)
+
+    def _order(self, request: Work, run: Run, state: dict[str, Vector]) -> Order:
         return Order(
             version=request.version,
             received=request.model,
             state=state,
-            tick=tick,
-            num_steps=num_steps,
+            tick=self._tick(request.version, run),
+            num_steps=None if isinstance(request, Evaluate) else request.num_steps,
             enough=lambda: self._hand_in == request.version,
             mid_round=self._mid_round(request, run) if isinstance(request, Train) else None,
+            trainings=request.trainings if isinstance(request, Assess) else 0,
         )
 
     def _mid_round(self, request: Train, run: Run) -> MidRound:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from orchestrator.core.messages import Evaluate, Refused, Train, Update
+from orchestrator.core.messages import Judged, Refused, Update, Work
 from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Packet, Parts, Vector
 from orchestrator.job import Job
@@ -40,11 +40,13 @@ class Order:
     """The silo's private state; what is in it afterwards is kept."""
     tick: Tick
     num_steps: int | None = None
-    """Local steps that the driver asks for; None: as the job, or the silo's own document, says."""
+    """Local steps that the driver asks for; None: as the job, or the silo's own document, says. Of an assessment:
+    those that the run had of the silo, in so many ``trainings``."""
     enough: Callable[[], bool] = lambda: False
     """Whether to end after this step with what is there."""
     mid_round: MidRound | None = None
     """Where the training in progress is put on disk, and may be found."""
+    trainings: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,17 @@ class Trained:
     metrics: MetricSums
     """Of the received model, on the test split."""
     train_metrics: MetricSums
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """What a received model does for the silo; fields as in `Assessed`."""
+
+    models: Mapping[str, Judged]
+    curve: tuple[tuple[int, MetricSums], ...]
+    accepted: int
+    num_steps: int
     seconds: dict[str, float]
 
 
@@ -95,7 +108,7 @@ class Guard:
     def joined(self, run_id: str, job: Job) -> None:
         """The silo takes part; raises `BadInput` when that cannot be recorded."""
 
-    def begins(self, job: Job, request: Train | Evaluate, state: Mapping[str, Vector]) -> str | None:
+    def begins(self, job: Job, request: Work, state: Mapping[str, Vector]) -> str | None:
         """Why this work must not begin from this private state; raises `BadInput` when it cannot be recorded that
         it does."""
         return None
@@ -129,6 +142,10 @@ class Site(Protocol):
 
     def trainer(self, job: Job) -> Trainer:
         """Open the data and build the model; raises `BadInput`."""
+        ...
+
+    def assess(self, trainer: Any, order: Order) -> Assessment:
+        """Compare the received model with what the silo could have without it, as the job's ``report`` says."""
         ...
 
     def fingerprint(self, job: Job) -> str:

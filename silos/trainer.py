@@ -141,6 +141,16 @@ class TorchTrainer:
             },
         )
 
+    def kept(self, order: Order) -> DeviceKept:
+        """The strategy's memory in the order's state, on the training device."""
+        return DeviceKept(Kept(order.state, "strategy", self.flat.num_shared), self.torch_device)
+
+    @property
+    def steps_per_training(self) -> int:
+        """Local steps, as the job, or the silo's own document, says."""
+        per_epoch = -(-self.num_examples["train"] // self.local.batch_size)
+        return self.local.steps or per_epoch * self.local.num_epochs
+
     def _run(self, order: Order, received: Mapping[str, Tensor]) -> LocalRun:
         flat = self.flat
         extra = {name: part for name, part in received.items() if name not in ("params", "buffers")}
@@ -148,7 +158,7 @@ class TorchTrainer:
             params=flat.shared,
             anchor=received["params"],
             received=extra,
-            kept=DeviceKept(Kept(order.state, "strategy", flat.num_shared), self.torch_device),
+            kept=self.kept(order),
             lr=self.local.optimizer.lr * self.local.schedule.factor(order.version, self.job.rounds.total),
             exact_path=self.local.optimizer.is_sgd,
             version=order.version,

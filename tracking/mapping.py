@@ -8,17 +8,22 @@ from collections import Counter
 from collections.abc import Iterable
 
 from orchestrator.core.events import (
+    ContributionsFound,
+    DriftAlarm,
     Event,
     Figures,
     ModelReady,
     RoundClosed,
+    RunAssessed,
     RunClosed,
     RunOpened,
+    SiloAssessed,
     SiloJoined,
     UpdateRefused,
     VersionEvaluated,
     Waiting,
 )
+from tracking.assessed import found, judged, worths
 from tracking.points import RUN, Posts, Rows, extend, made, milliseconds, params_of, points, spread
 
 MAX_TAG = 8000
@@ -55,6 +60,9 @@ class Mapper:
         self._codes: Counter[str] = Counter()
         self._contributions: Counter[str] = Counter()
         self._waiting = False
+        self.verdict: RunAssessed | None = None
+        self._assessed: set[tuple[str, str]] = set()
+        self._alarms: list[str] = []
 
     def posts(self, event: Event) -> Posts:
         """What the event adds. Raises Superseded."""
@@ -80,6 +88,24 @@ class Mapper:
                 return self._evaluate(event, event.evaluated, event.best)
             case RunClosed():
                 return self._close(event)
+            case _:
+                return self._find(event)
+        return {}
+
+    def _find(self, event: Event) -> Posts:
+        """What the run says of its silos."""
+        match event:
+            case SiloAssessed() if (event.silo, event.lineage) not in self._assessed:
+                self._assessed.add((event.silo, event.lineage))
+                return found(event)
+            case RunAssessed():
+                known, self.verdict = self.verdict, event
+                return {} if known is not None and _same(known, event) else judged(event)
+            case ContributionsFound():
+                return worths(event)
+            case DriftAlarm():
+                self._alarms.append(f"{event.silo} in {event.version}: {', '.join(event.signals)}")
+                return {RUN: Rows(tags={"siloray.drift": "; ".join(self._alarms)[:MAX_TAG]})}
         return {}
 
     def _open(self, event: RunOpened) -> Posts:
@@ -152,6 +178,11 @@ class Mapper:
 
     def _seqs_from(self, version: int) -> set[int]:
         return {event.seq for number, event in self.rounds.items() if number >= version}
+
+
+def _same(known: Event, again: Event) -> bool:
+    """What a driver that died at the end of its run said before, too."""
+    return known.model_copy(update={"seq": again.seq, "time": again.time}) == again
 
 
 def _run_tags(event: RunOpened) -> dict[str, str]:

@@ -66,7 +66,12 @@ def _log(run_dir: Path, mapper: Mapper, cursor: Cursor, server: Server, version:
 
 def _crown(mapper: Mapper, cursor: Cursor, server: Server) -> None:
     """Points the alias ``champion`` at the best version. ``latest`` is MLflow's own word for the newest: versions are
-    registered in their order, and the last one at the end."""
+    registered in their order, and the last one at the end. Where a silo is worse off than alone and the job says
+    ``report.do_no_harm: block``, the alias stays where it is."""
+    if mapper.verdict is not None and mapper.verdict.blocked:
+        why = f"not promoted: worse than alone: {', '.join(mapper.verdict.harmed)} (report.do_no_harm: block)"
+        server.client.set_tag(cursor.runs[RUN], "siloray.promotion", why)
+        return
     best = str(mapper.closed.best_version) if mapper.closed else ""
     model_id = cursor.models.get(best, NONE)
     if mapper.opened is not None and not model_id.startswith(NONE):

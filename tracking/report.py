@@ -29,6 +29,9 @@ code { background: #f3f3f3; padding: .1rem .3rem; border-radius: 3px; font-size:
 pre { background: #f7f7f7; padding: 1rem; overflow: auto; font-size: .85em }
 """
 
+MODELS = {"global": "federated", "fine_tuned": "fine-tuned", "alone": "alone", "personal": "personal"}
+"""Models of the silos' report, in the order of the columns."""
+
 Table = list[list[str]]
 """Rows of cells; the first holds the headings, and columns after the first are numbers."""
 
@@ -65,6 +68,9 @@ def job_text(run_dir: Path, events: Iterable[Event]) -> str:
 def note(summary: Mapping[str, Any]) -> str:
     """The description on MLflow's page of the run, in Markdown."""
     tables = [before_and_after(summary), contributed(summary)]
+    report = summary.get("report")
+    if report and report["silos"]:
+        tables.insert(1, assessed(summary))
     text = [_status(summary), *(_markdown(table) for table in tables), "Full report: artifact `report.html`."]
     return "\n\n".join(text)[:MAX_NOTE]
 
@@ -77,6 +83,7 @@ def page(summary: Mapping[str, Any], pictures: Mapping[str, bytes], job: str) ->
         "<h2>Before and after, by silo</h2>",
         _html(before_and_after(summary)),
         *(_image(name, picture) for name, picture in pictures.items()),
+        *_of_silos(summary),
         "<h2>Who contributed</h2>",
         _html(contributed(summary)),
         *_refusals(summary),
@@ -115,6 +122,87 @@ def contributed(summary: Mapping[str, Any]) -> Table:
         refused, lost = (sum(each["silo"] == silo for each in summary[what]) for what in ("refused", "lost"))
         rows.append([silo, str(len(weights)), mean, str(refused), str(lost)])
     return rows
+
+
+def assessed(summary: Mapping[str, Any]) -> Table:
+    """Each silo's figures of the models that it compared, with their intervals; then what they come to."""
+    report = summary["report"]
+    metric, models = report["metric"], [name for name in MODELS if _has(report, name)]
+    table: Table = [["silo", *(MODELS[name] for name in models), "federated − alone", "verdict"]]
+    for silo, each in report["silos"].items():
+        name = f"{silo} (held out)" if each["held_out"] else silo
+        figures = [_with_bounds(each["models"].get(model), metric) for model in models]
+        verdict = each["models"].get("global", {}).get("verdicts", {}).get(metric, "")
+        table.append([name, *figures, _gain(each, metric), verdict])
+    for what in ("mean", "worst", "std", "p10", "jain"):
+        table.append([what, *(_number(report["spreads"].get(name, {}).get(what)) for name in models), "", ""])
+    return table
+
+
+def _of_silos(summary: Mapping[str, Any]) -> list[str]:
+    report, parts = summary.get("report"), []
+    if report and report["silos"]:
+        title = f"What the federation does for each silo ({report['metric']} of version {report['version']})"
+        lines = "".join(f"<p>{_text(line)}</p>" for line in verdict_lines(report))
+        parts += [f"<h2>{_text(title)}</h2>", _html(assessed(summary)), lines]
+        parts += [_html(curve) for curve in [adapted(report)] if len(curve) > 1]
+        parts += [_html(worth) for worth in [worths(report)] if len(worth) > 1]
+    if summary.get("drift"):
+        rows = [[each["silo"], str(each["version"]), ", ".join(each["signals"])] for each in summary["drift"]]
+        parts += ["<h2>Drift alarms</h2>", _html([["silo", "version", "signals"], *rows])]
+    return parts
+
+
+def verdict_lines(report: Mapping[str, Any]) -> list[str]:
+    """The verdict, and how it is come by."""
+    if report["do_no_harm"] is None:
+        return []
+    known = f"{len(report['worse'])} of {len(report['benefit'])} silos are below what they reach alone"
+    harmed = f"harmed: {', '.join(report['harmed'])}" if report["harmed"] else "none of them is harmed"
+    unknown = f"; not known of {', '.join(report['unknown'])}" if report["unknown"] else ""
+    blocked = (
+        " The alias champion stays where it was (report.do_no_harm: block)." if report["blocked"] else ""
+    )
+    rule = "Harmed: the whole 95 % interval of federated − alone, on the silo's test rows, is on the wrong side of 0."
+    return [f"{known}; {harmed}{unknown}.{blocked} {rule}"]
+
+
+def adapted(report: Mapping[str, Any]) -> Table:
+    """Figures after so many local steps from the global model."""
+    metric = report["metric"]
+    steps = sorted({point["steps"] for each in report["silos"].values() for point in each["curve"]})
+    table: Table = [["silo", *(f"after {number} local steps" for number in steps)]]
+    for silo, each in report["silos"].items():
+        known = {point["steps"]: point["metrics"].get(metric) for point in each["curve"]}
+        name = f"{silo} (held out)" if each["held_out"] else silo
+        table.append([name, *(_number(known.get(number)) for number in steps)])
+    return table if steps else []
+
+
+def worths(report: Mapping[str, Any]) -> Table:
+    """What each silo's updates are worth."""
+    found = report["contributions"]
+    if not found:
+        return []
+    rows = [[each["silo"], _number(each["value"]), _number(each["error"])] for each in found["worths"]]
+    return [["silo", f"{found['metric']} by {found['method']}", "standard error"], *rows]
+
+
+def _has(report: Mapping[str, Any], name: str) -> bool:
+    return any(name in each["models"] for each in report["silos"].values())
+
+
+def _with_bounds(model: Mapping[str, Any] | None, metric: str) -> str:
+    if model is None or metric not in model["metrics"]:
+        return "–"
+    bounds = model["intervals"].get(metric)
+    within = f" ({_number(bounds[0])} to {_number(bounds[1])})" if bounds else ""
+    return f"{_number(model['metrics'][metric])}{within}"
+
+
+def _gain(each: Mapping[str, Any], metric: str) -> str:
+    ours, alone = (each["models"].get(name, {}).get("metrics", {}) for name in ("global", "alone"))
+    return f"{ours[metric] - alone[metric]:+.4g}" if metric in ours and metric in alone else "–"
 
 
 def _status(summary: Mapping[str, Any]) -> str:

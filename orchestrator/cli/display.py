@@ -11,6 +11,7 @@ from orchestrator.cli import words
 from orchestrator.cli.view import SiloView, View
 from orchestrator.core.events import (
     CallRefused,
+    DriftAlarm,
     Event,
     RoundClosed,
     RunOpened,
@@ -80,7 +81,7 @@ class Picture:
         self._live = live
 
     def __call__(self, line: Mapping[str, Any], event: Event, view: View) -> None:
-        if isinstance(event, SiloDown | SiloDeclined | SiloBusy | UpdateRefused | CallRefused):
+        if isinstance(event, SiloDown | SiloDeclined | SiloBusy | UpdateRefused | CallRefused | DriftAlarm):
             self.tell(sentence(event, view))
 
     def tell(self, text: str) -> None:
@@ -121,6 +122,9 @@ def sentence(event: Event, view: View) -> str:
         case UpdateRefused():
             why = f"({event.code}): {words.one_line(event.reason)}"
             return f"{event.silo} refused in round {view.round} {why}"
+        case DriftAlarm():
+            signals = ", ".join(event.signals)
+            return f"{event.silo} drifts in round {event.version}: {signals} not as before (nothing is done about it)"
         case SiloDeclined():
             return f"{event.silo} takes no part ({event.code}): {words.one_line(event.reason)}"
         case SiloBusy():

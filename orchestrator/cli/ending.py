@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.cli import failures, words
 from orchestrator.cli.display import Display, JsonLines, Lines
+from orchestrator.cli.report_table import print_report
 from orchestrator.cli.run_dirs import JOURNAL, read_command
 from orchestrator.cli.run_handle import Outcome
 from orchestrator.cli.tables import print_silos
@@ -25,6 +26,8 @@ def conclude(
     say: Display = JsonLines() if as_json else Lines()
     if not as_json and summary["silos"]:
         print_silos(summary)
+        for line in print_report(summary):
+            say.tell(line)
     head, *rest = closing(run_dir, outcome, summary, name or run_dir.name)
     failures.say(head) if outcome.status == "failed" else say.tell(head)
     for line in rest:

@@ -52,6 +52,8 @@ class Contributor(BaseModel, frozen=True):
     num_steps: int
     norm: float
     """Euclidean norm of the packed update."""
+    cosine: float | None = None
+    """Of the angle between the packed update and the round's mean; None where the driver sees no single update."""
     train: dict[str, float] = {}
     """Figures over the batches trained on (``loss``)."""
     seconds: dict[str, float] = {}
@@ -239,6 +241,125 @@ class VersionEvaluated(_Event):
     best: bool = False
 
 
+class Assessment(BaseModel, frozen=True):
+    """A model on a silo's test rows."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = {}
+    """95 % of the bootstrap."""
+    gains: dict[str, tuple[float, float]] = {}
+    """The same of its figure minus that of the model trained alone."""
+    verdicts: dict[str, Literal["better", "same", "worse"]] = {}
+    """Beside the model trained alone: ``same`` unless ``gains`` lies on one side of zero."""
+
+
+class AdaptedFigures(BaseModel, frozen=True):
+    """A silo's figures after so many local steps from the received model."""
+
+    steps: int
+    metrics: dict[str, float]
+
+
+class SiloAssessed(_Event):
+    """What a version does for a silo, beside what the silo could have alone."""
+
+    type: Literal["silo_assessed"] = "silo_assessed"
+    silo: str
+    version: int
+    lineage: str
+    """Of that version: the same work is not asked for again."""
+    held_out: bool = False
+    models: dict[str, Assessment]
+    """``global``, ``fine_tuned``, ``alone``, ``personal``."""
+    curve: list[AdaptedFigures] = []
+    accepted: int = 0
+    """Local steps of the fine-tuned model; 0: the received one is better for the silo."""
+    num_steps: int = 0
+    """Of the model trained alone; 0 where the silo does not say."""
+    run_steps: int = 0
+    """Local steps that the run had of the silo, as far as is known."""
+    seconds: dict[str, float] = {}
+
+
+class Spread(BaseModel, frozen=True):
+    """A figure over silos, each counting the same."""
+
+    mean: float
+    std: float
+    """Population."""
+    worst: float
+    worst_silo: str
+    p10: float
+    """Of silos, a tenth is worse (linear between ranks)."""
+    jain: float | None
+    """Jain's index ``(sum a)^2 / (N sum a^2)``; None where figures are not all from 0 up, or all 0."""
+
+
+class RunAssessed(_Event):
+    """The silos' assessments together, in the metric by which the job judges versions."""
+
+    type: Literal["run_assessed"] = "run_assessed"
+    version: int
+    metric: str
+    spreads: dict[str, Spread] = {}
+    """By model, over the silos that trained."""
+    held_out: dict[str, Spread] = {}
+    """By model, over those held out; ``after N steps`` is the curve."""
+    benefit: dict[str, float] = {}
+    """By silo: the global model's figure minus that of the model trained alone, positive where it is better."""
+    worse: list[str] = []
+    """Silos whose benefit is negative."""
+    harmed: list[str] = []
+    """Those of them where that is more than the test rows' noise."""
+    unknown: list[str] = []
+    """Silos of which it is not known."""
+    do_no_harm: bool | None = None
+    """No silo harmed, and none unknown; None where nothing was compared."""
+    blocked: bool = False
+    """The registry's alias stays where it is."""
+
+
+class Worth(BaseModel, frozen=True):
+    """What a silo's updates are worth."""
+
+    silo: str
+    value: float
+    error: float = 0.0
+    """Standard error, where the value is an estimate."""
+
+
+class ContributionsFound(_Event):
+    """The silos' shares of what the run achieved in the job's metric, pooled over the silos' test rows."""
+
+    type: Literal["contributions_found"] = "contributions_found"
+    method: Literal["leave_one_out", "shapley", "sampled_shapley"]
+    metric: str
+    worths: list[Worth] = []
+    initial: float | None = None
+    """The metric of version 0."""
+    final: float | None = None
+    """That of all silos' sums together."""
+    unexplained: float = 0.0
+    """Share of the way from version 0 that the sums of the silos' updates do not explain."""
+    num_evaluations: int = 0
+    why_not: Reason = ""
+    """Why there are no values."""
+
+
+class DriftAlarm(_Event):
+    """A silo's updates are not what they were: two of three signals, in three of its updates in a row. Nothing is
+    done about it."""
+
+    type: Literal["drift_alarm"] = "drift_alarm"
+    silo: str
+    version: int
+    signals: list[Literal["norm", "direction", "loss"]]
+    """Of the last of the three."""
+    norm: float
+    cosine: float | None
+    loss: float | None
+
+
 class RunClosed(_Event):
     type: Literal["run_closed"] = "run_closed"
     status: Literal["done", "stopped", "failed"]
@@ -270,6 +391,10 @@ Event = Annotated[
     | UpdateArrived
     | RoundClosed
     | VersionEvaluated
+    | SiloAssessed
+    | ContributionsFound
+    | RunAssessed
+    | DriftAlarm
     | RunClosed,
     Field(discriminator="type"),
 ]

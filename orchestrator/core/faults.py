@@ -24,6 +24,7 @@ FAULT_POINTS = (
     "round.folded",
     "state.stepped",
     "round.closed",
+    "silo.assessed",
     # store
     "checkpoint.files",
     "checkpoint.manifest",

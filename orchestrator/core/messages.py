@@ -68,6 +68,22 @@ class Evaluate(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Assess(Request):
+    """Compare, on the silo's own test rows, this version with what the silo could have without it."""
+
+    version: int
+    model: Any
+    model_digest: str
+    """As for `Train`."""
+    counted: int
+    """As for `Train`."""
+    trainings: int
+    """Updates that the silo gave to the run: a model trained alone gets as many trainings."""
+    num_steps: int
+    """Local steps in them, as far as the driver knows; 0: as many as the silo makes in so many trainings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch(Request):
     """Elements ``start`` to ``stop`` of the update's packet."""
 
@@ -162,6 +178,41 @@ class Evaluated:
     seconds: float
 
 
+Verdict = Literal["better", "same", "worse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A model on a silo's test rows. Intervals hold 95 % of the bootstrap's resamples of these rows; there are none
+    where there are too few rows, or where they would tell a number of rows that the silo keeps to itself."""
+
+    metrics: MetricSums
+    intervals: dict[str, tuple[float, float]]
+    gains: dict[str, tuple[float, float]]
+    """Interval of its figure minus that of the model trained alone, on the same resamples."""
+    verdicts: dict[str, Verdict]
+    """Beside the model trained alone: whether all of ``gains`` lies on one side of zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessed:
+    """What became of a version at a silo."""
+
+    silo: SiloId
+    version: int
+    model_digest: str
+    models: dict[str, Judged]
+    """``global``: as received. ``fine_tuned``: after local steps that were accepted, else as received. ``alone``:
+    trained on this silo's rows only. ``personal``: the strategy's own for this silo."""
+    curve: tuple[tuple[int, MetricSums], ...]
+    """After so many local steps from the received model."""
+    accepted: int
+    """Steps of the fine-tuned model; 0: none helped on the silo's validation rows."""
+    num_steps: int
+    """Of the model trained alone; 0 where the silo keeps its counts to itself."""
+    seconds: dict[str, float]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a silo is: any change of ``marks`` is a sign of life worth waiting for."""
@@ -191,7 +242,10 @@ class Refused:
     reason: str
 
 
-Reply = Joined | Update | Evaluated | Progress | Piece | Refused
+Work = Train | Evaluate | Assess
+"""Requests that come with a model and take their time."""
+
+Reply = Joined | Update | Evaluated | Assessed | Progress | Piece | Refused
 
 
 @dataclass(frozen=True, slots=True)

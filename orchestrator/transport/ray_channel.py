@@ -17,7 +17,6 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from orchestrator.core.errors import BadInput, SiloLost
 from orchestrator.core.messages import (
-    Evaluate,
     Fetch,
     Joined,
     Ping,
@@ -26,7 +25,7 @@ from orchestrator.core.messages import (
     Request,
     SiloId,
     Stop,
-    Train,
+    Work,
 )
 from orchestrator.core.vector import Parts
 from silos.actor import IO_THREADS, SILO_LABEL, SiloActor
@@ -112,7 +111,7 @@ class RayChannel:
     def _sent(self, actor: Any, silo: SiloId, request: Request) -> Any:
         if isinstance(request, _AT_ONCE):
             return actor.answer.remote(request)
-        if isinstance(request, Train | Evaluate):
+        if isinstance(request, Work):
             model = request.model.on(self._node.get(silo, self._home))
             return actor.handle.remote(replace(request, model=None), model)
         return actor.handle.remote(request)

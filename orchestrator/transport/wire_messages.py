@@ -11,12 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from orchestrator.core import messages
 from orchestrator.core.messages import Reply, Request
+from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Packet
 from orchestrator.transport.wire import CONTEXT, Frame, WireError, first_flaw
 
-_REQUESTS = ("Join", "Initial", "Train", "Evaluate", "Fetch", "Ping", "Stop", "Leave")
-_REPLIES = ("Joined", "Update", "Evaluated", "Progress", "Piece", "Refused")
-_VECTORS = {"Train": "model", "Evaluate": "model", "Update": "packet", "Piece": "packet"}
+_REQUESTS = ("Join", "Initial", "Train", "Evaluate", "Assess", "Fetch", "Ping", "Stop", "Leave")
+_REPLIES = ("Joined", "Update", "Evaluated", "Assessed", "Progress", "Piece", "Refused")
+_VECTORS = {
+    "Train": "model",
+    "Evaluate": "model",
+    "Assess": "model",
+    "Update": "packet",
+    "Piece": "packet",
+}
 """Fields that are no JSON: the model that a silo fetches, and the vectors of a reply."""
 _STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
 MAX_REASON = 2_000
@@ -29,6 +36,7 @@ _BOUNDED: dict[Any, Any] = {
     dict[str, int]: dict[str, _Int],
     tuple[int, ...]: tuple[_Int, ...],
     tuple[tuple[str, int], ...]: tuple[tuple[str, _Int], ...],
+    tuple[tuple[int, MetricSums], ...]: tuple[tuple[_Int, MetricSums], ...],
 }
 
 

@@ -12,6 +12,8 @@ import orchestrator.driver as driver_module
 from orchestrator.core import events
 from orchestrator.core.errors import SiloLost
 from orchestrator.core.messages import (
+    Assess,
+    Assessed,
     Fetch,
     Initial,
     Join,
@@ -43,6 +45,7 @@ def job_of(options: dict[str, Any] | None = None, total: int = 3, **sections: An
             "rounds": {"total": total, "patience_s": 60, **sections.pop("rounds", {})},
             "local": {"steps": 10, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.03}},
             "stop": {"metric": "accuracy"},
+            "report": {"silos": False},
             **sections,
         }
     )
@@ -309,6 +312,28 @@ def test_a_silo_hands_in_what_is_done(channel: Open, documents: Documents) -> No
         assert again.packet["values"].tobytes() == reply.packet["values"].tobytes()
 
     with_va(channel, documents, job_of({"pause_s": 0.1}), work)
+
+
+def test_a_silo_assesses_a_model(channel: Open, documents: Documents) -> None:
+    """All of the answer crosses the line, also what is nested in it."""
+
+    async def work(silos: Channel, model: Any) -> None:
+        handle = await silos.publish(model)
+        request = Assess(
+            **HEADER, version=0, model=handle, model_digest="m", counted=-1, trainings=1, num_steps=20
+        )
+        reply = await silos.call("va", request)
+        assert isinstance(reply, Assessed), reply
+        assert set(reply.models) == {"global", "alone", "fine_tuned"} and reply.num_steps == 20
+        assert reply.curve[0] == (0, reply.models["global"].metrics)
+        ours = reply.models["global"]
+        assert ours.gains.keys() == ours.verdicts.keys() == ours.metrics.keys() == {"loss", "accuracy", "auc"}
+        low, high = ours.intervals["accuracy"]
+        assert low <= (ours.metrics["accuracy"].value or 0.0) <= high
+        again = await silos.call("va", request)
+        assert again == reply
+
+    with_va(channel, documents, job_of(), work)
 
 
 def test_a_restart_loses_the_call_and_the_join(channel: Open, documents: Documents) -> None:

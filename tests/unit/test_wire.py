@@ -395,6 +395,7 @@ REQUESTS: tuple[m.Request, ...] = (
     m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5, keep=(1, 2)),
     m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5, num_steps=9),
     m.Evaluate(**HEAD, version=4, model=None, counted=2),
+    m.Assess(**HEAD, version=4, model=None, model_digest="m", counted=2, trainings=3, num_steps=30),
     m.Fetch(**HEAD, version=1, start=0, stop=9),
     m.Ping(**HEAD),
     m.Stop(**HEAD),
@@ -438,6 +439,16 @@ REPLIES: tuple[m.Reply, ...] = (
     m.Evaluated(silo="a", version=1, metrics=SUMS, seconds=0.5),
     m.Progress(silo="a", incarnation="i", phase="training", version=1, num_steps=1, total_steps=2, marks=9),
     m.Piece(packet={}),
+    m.Assessed(
+        silo="a",
+        version=1,
+        model_digest="m",
+        models={"global": m.Judged(SUMS, {"auc": (0.25, math.inf)}, {"auc": (-0.1, 0.1)}, {"auc": "same"})},
+        curve=((0, SUMS), (5, {})),
+        accepted=5,
+        num_steps=30,
+        seconds={"alone": 1.5},
+    ),
     *(
         m.Refused(silo="a", code=code, reason="because\n\x1b[31m \u20ac")  # type: ignore[arg-type]
         for code in ("policy", "data", "fenced", "unknown", "cancelled", "job", "busy", "failed")
@@ -464,7 +475,7 @@ def test_every_reply_comes_out_as_it_went_in(reply: m.Reply) -> None:
 
 def test_every_message_there_is_is_tested_here() -> None:
     classes = {each for each in vars(m).values() if isinstance(each, type) and each.__module__ == m.__name__}
-    assert {type(each) for each in (*REQUESTS, *REPLIES)} == classes - {m.Request, m.CohortInfo}
+    assert {type(each) for each in (*REQUESTS, *REPLIES)} == classes - {m.Request, m.CohortInfo, m.Judged}
 
 
 def test_vectors_travel_beside_the_message() -> None:
