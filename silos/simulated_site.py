@@ -9,7 +9,7 @@ from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from silos.configured_site import ConfiguredSite
 from silos.policy import review
-from silos.site import Guard, Order, Trainer
+from silos.site import Assessment, Guard, Order, Trainer
 from silos.state import SiloState
 
 
@@ -19,7 +19,7 @@ class SimulatedSite(ConfiguredSite):
 
     def __init__(self, path: Path, folder: Path) -> None:
         super().__init__(path)
-        policy = self.config.policy.model_copy(update={"max_rounds": None})
+        policy = self.config.policy.model_copy(update={"max_rounds": None, "max_evaluations": None})
         self.config = self.config.model_copy(update={"policy": policy})
         self._scratch = folder
         self._trainer: Trainer | None = None
@@ -38,6 +38,10 @@ class SimulatedSite(ConfiguredSite):
     def trainer(self, job: Job) -> Trainer:
         self._trainer = super().trainer(job)
         return self._trainer
+
+    def assess(self, trainer: Trainer, order: Order) -> Assessment:
+        """Nothing: a simulation is about time, and training once more alone takes real time."""
+        return Assessment(models={}, curve=(), accepted=0, num_steps=0, seconds={})
 
     def judge(self, run_id: str, version: int, model: Parts) -> MetricSums:
         """What the silo would say of this model; empty before it has joined."""
