@@ -5,13 +5,14 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.core.errors import BadInput, SiloLost
 from orchestrator.core.events import Event, SiloBusy, SiloDeclined, SiloJoined, shortened
-from orchestrator.core.messages import Join, Joined, Refused, SiloId
+from orchestrator.core.messages import Join, Joined, Load, Refused, Reply, SiloId
 from orchestrator.core.protocols import Channel
 from orchestrator.job import Job
+from orchestrator.starting import Fitting, StartingWeights
 
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses between attempts to reach a silo; the last one repeats."""
@@ -45,6 +46,11 @@ class Enrolment:
     """First seen in this run, also before a resumption."""
     shared: Shared | None = None
     """The run's shared model, once it is known."""
+    start: StartingWeights | None = None
+    """What the job starts from; every silo that joins is given it."""
+    _published: "asyncio.Task[Any] | None" = None
+    """The part of it that fits the job's model, for the channel."""
+    _fitting: Fitting | None = None
     _tasks: dict[SiloId, "asyncio.Task[None]"] = field(default_factory=dict)
     _told: set[tuple[SiloId, str]] = field(default_factory=set)
     """Silos that will join later, with the reason, of which the journal knows."""
@@ -107,7 +113,7 @@ class Enrolment:
     async def _ask_until_answered(self, silo: SiloId) -> Joined | Refused:
         for attempt in range(1_000_000):
             try:
-                reply = await asyncio.wait_for(self.channel.call(silo, self._request()), self._limit_s)
+                reply = await asyncio.wait_for(self._ask(silo), self._limit_s)
             except SiloLost as lost:
                 self.busy.pop(silo, None)
                 self.absent(silo, lost.why)
@@ -123,6 +129,38 @@ class Enrolment:
                     return reply
             await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
         raise AssertionError("unreachable")
+
+    async def _ask(self, silo: SiloId) -> Reply:
+        """To join, and to begin with what the job starts from, unless its process has that already."""
+        reply = await self.channel.call(silo, self._request())
+        if self.start is None or not isinstance(reply, Joined):
+            return reply
+        try:
+            fitting = self._fitting_of(self.start, reply)
+        except ValueError as error:
+            return _refused(silo, "job", f"describes its model in other words: {error}")
+        if reply.loaded == fitting.digest or not fitting.values.size:
+            return reply
+        handle = await self._handle_of(fitting)
+        load = Load(run_id=self.run_id, epoch=self.epoch, layout=fitting.layout, model=handle)
+        reply = await self.channel.call(silo, load)
+        if isinstance(reply, Joined) and reply.loaded != fitting.digest:
+            return _refused(silo, "job", "did not load the weights that the job starts from")
+        return reply
+
+    def _fitting_of(self, start: StartingWeights, joined: Joined) -> Fitting:
+        fitting = start.fitting(joined.model.get("entries", ()))
+        if self._fitting is None:
+            self._fitting = fitting
+        return self._fitting if fitting.digest == self._fitting.digest else fitting
+
+    async def _handle_of(self, fitting: Fitting) -> Any:
+        """Published once, for all silos with the same model."""
+        if fitting is not self._fitting:
+            return await self.channel.publish({"values": fitting.values})
+        if self._published is None:
+            self._published = asyncio.create_task(self.channel.publish({"values": fitting.values}))
+        return await asyncio.shield(self._published)
 
     def _later(self, silo: SiloId, reason: str) -> None:
         self.busy[silo] = reason

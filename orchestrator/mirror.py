@@ -4,6 +4,7 @@ The driver works in a folder of its machine. Wherever the run directory's record
 changed goes to the store, too, and only then is it durable:
 
     lease.json                        read from there, too: the higher epoch has the run
+    start.safetensors                 what the run started from, if that is not the seed
     journal/EPOCH-OFFSET.jsonl        the journal's bytes from that offset on, in pieces
     checkpoints/vVERSION-EPOCH-SEAL/  one folder per checkpoint, its manifest last
     job.json, command.json, ...       small files for those who look
@@ -22,6 +23,7 @@ from pathlib import Path
 from orchestrator.bucket import Bucket
 from orchestrator.checkpoints import MANIFEST, STATE
 from orchestrator.disk import OsFileSystem, StoreAway
+from orchestrator.starting import START
 
 PIECE_BYTES = 128 << 10
 
@@ -36,6 +38,7 @@ class Held:
     """What the store has of a run."""
 
     journal_bytes: int = 0
+    start: bool = False
     checkpoints: set[str] = field(default_factory=set)
     """Names in the store, of those that are whole."""
     scraps: set[str] = field(default_factory=set)
@@ -97,7 +100,13 @@ class Mirror(OsFileSystem):
         self._lease, self._epoch = lease, int(json.loads(lease)["epoch"])
         self._begin = min(self._held.journal_bytes, self._journal_bytes())
         self._push_journal()
+        self._push_start()
         self.push_notes()
+
+    def _push_start(self) -> None:
+        if not self._held.start and (self.local / START).exists():
+            self.bucket.put_file(START, self.local / START)
+            self._held.start = True
 
     def _journal_bytes(self) -> int:
         return (self.local / JOURNAL).stat().st_size

@@ -3,9 +3,10 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
+from orchestrator import starting
 from orchestrator.attempt import GIVE_UP, Attempt
 from orchestrator.core import events
-from orchestrator.core.errors import CannotGoOn, SiloLost
+from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
 from orchestrator.core.events import EVENT, Event
 from orchestrator.core.messages import Initial, Joined, Piece
 from orchestrator.core.vector import Parts
@@ -29,6 +30,8 @@ class Opening:
         found = self.store.recover({"job_digest": self.job.digest, "run_id": self.attempt.run_id})
         if found is not None:
             self.attempt.model.restore(found.version, found.state, found.meta["lineage"])
+        if self.job.start_from is not None:
+            self.enrolment.start = starting.load(self.store.root)
         self._replay([EVENT.validate_python(event) for _, event in self.store.events()])
         self.attempt.emit(self._run_opened(epoch, found))
         self.enrolment.run_id, self.enrolment.epoch = self.attempt.run_id, epoch
@@ -46,6 +49,7 @@ class Opening:
                     self.enrolment.fingerprints.setdefault(event.silo, event.fingerprint)
                 case events.ModelReady():
                     self.enrolment.shared = event.schema_digest, event.num_shared
+                    self._check_start(event.started_from)
                 case events.SiloAssessed():
                     self.attempt.assessed[event.silo] = event
                 case events.RoundClosed():
@@ -55,6 +59,11 @@ class Opening:
         for version in sorted(closed):
             self.attempt.count(closed[version])
         self.attempt.pin_best()
+
+    def _check_start(self, before: events.StartedFrom | None) -> None:
+        start = self.enrolment.start
+        if start is not None and (before is None or before.source != start.source):
+            raise BadInput(f"{self.store.root / starting.START}: not the weights that the run began with")
 
     def _run_opened(self, epoch: int, found: Recovered | None) -> Event:
         return events.RunOpened(
@@ -95,6 +104,7 @@ class Opening:
         if made is None:
             return
         joined, parts = made
+        started_from = self._started_from(joined)
         model = self.attempt.model
         model.begin(parts, joined.schema_digest)
         event = events.ModelReady(
@@ -103,8 +113,21 @@ class Opening:
             schema_digest=joined.schema_digest,
             model=joined.model,
             checkpoint=checkpoint_name(0),
+            started_from=started_from,
         )
         model.commit(event, lambda: self.attempt.observe(event), self.attempt.disk_full)
+
+    def _started_from(self, joined: Joined) -> events.StartedFrom | None:
+        """Raises `BadInput` where the job starts from weights of which none fits its model."""
+        if self.enrolment.start is None or self.job.start_from is None:
+            return None
+        told = self.enrolment.start.told(joined.model.get("entries", ()))
+        if not told.loaded:
+            raise BadInput(
+                f"start_from: {self.job.start_from.told} has no tensor of a name and shape of the job's model, such as "
+                f"{', '.join(told.left[:3])}"
+            )
+        return told
 
     async def _initial(self) -> tuple[Joined, Parts] | None:
         """Who sent the initial parameters, and these; a silo that does not answer is left for the next. None: the

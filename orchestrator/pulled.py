@@ -20,6 +20,7 @@ from orchestrator.disk import OsFileSystem, naming_full
 from orchestrator.journal import JournalDamaged
 from orchestrator.lease import has_driver
 from orchestrator.mirror import CHECKPOINTS, JOURNAL, LEASE, NOTES, Held, Mirror, stored_names
+from orchestrator.starting import START
 
 SET_ASIDE = ".set-aside"
 
@@ -53,6 +54,9 @@ def pull(bucket: Bucket, local: Path) -> Held:
         _write(local / JOURNAL, journal)
     for name in {each.name for each in there} & set(NOTES):
         _write(local / name, bucket.get(name))
+    held.start = START in {each.name for each in there}
+    if held.start and not (local / START).exists():
+        _write(local / START, bucket.get(START))
     held.journal_bytes = len(journal)
     return held
 

@@ -5,6 +5,7 @@ organisation's own Ray. A line that breaks is dialled anew; work in hand goes on
 """
 
 import logging
+import math
 import threading
 import traceback
 import uuid
@@ -17,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.messages import (
+    Carrying,
     Fetch,
     Join,
     Joined,
+    Load,
     Piece,
     Ping,
     Progress,
@@ -28,7 +31,6 @@ from orchestrator.core.messages import (
     Request,
     Stop,
     Update,
-    Work,
 )
 from orchestrator.core.printable import printable
 from orchestrator.core.vector import Packet, blocks
@@ -99,8 +101,9 @@ class Agent:
         self._talk = ThreadPoolExecutor(THREADS, f"answer-{name}")
         self._move = ThreadPoolExecutor(THREADS, f"move-{name}")
         self._model: dict[str, NDArray[np.float32]] = {}
-        self._joined: tuple[str, int] | None = None
-        """The run in hand, and how many elements are shared in it: no part of a model is longer."""
+        self._joined: tuple[str, int, int] | None = None
+        """The run in hand, and how many elements are shared in it and how many its model has: no part of a version is
+        longer than the one, no weights to begin with than the other."""
 
     def run(self, once: bool = False) -> None:
         """Until `close`; with ``once``, until the run in hand has ended."""
@@ -210,14 +213,14 @@ class Agent:
     def _handled(self, id: str, request: Request) -> Reply:
         """What goes wrong in the silo's own code is its answer, as on every channel."""
         try:
-            if isinstance(request, Work):
+            if isinstance(request, Carrying):
                 if self._joined is None or self._joined[0] != request.run_id:
                     return Refused(silo=self.name, code="job", reason="this agent has not joined the run")
                 self._sending.wait()  # the trainer's memory is what is being sent
                 request = replace(request, model=self._fetched(id, request))
             reply = self.workplace.handle(request)
             if isinstance(request, Join) and isinstance(reply, Joined):
-                self._joined = request.run_id, reply.num_shared
+                self._joined = request.run_id, reply.num_shared, _num_elements(reply.model)
         except (Closed, NotWanted, WireError):
             raise
         except Exception as error:
@@ -229,9 +232,9 @@ class Agent:
 
     # the model comes
 
-    def _fetched(self, id: str, request: Work) -> dict[str, NDArray[np.float32]]:
+    def _fetched(self, id: str, request: Carrying) -> dict[str, NDArray[np.float32]]:
         """The model in this silo's memory, which is that of the one before: only one is worked on at a time."""
-        layout, longest = request.model, self._joined[1] if self._joined else 0
+        layout, longest = request.model, self._longest(request)
         if len(layout) > MAX_COLUMNS or any(size > longest for _, size in layout):
             raise WireError("oversize", f"a model of {layout}, where {longest} elements are shared"[:200])
         for name, size in layout:
@@ -241,7 +244,13 @@ class Agent:
         ranges = [(name, *block) for name, size in layout for block in blocks(size, CHUNK)]
         for _ in self._move.map(lambda at: self._fetch(id, request, *at), ranges):
             pass
+        if isinstance(request, Load):  # once in a run
+            self._model.clear()
         return {name: _read_only(part) for name, part in parts.items()}
+
+    def _longest(self, request: Carrying) -> int:
+        _, num_shared, num_elements = self._joined or ("", 0, 0)
+        return num_elements if isinstance(request, Load) else num_shared
 
     def _fetch(self, id: str, request: Request, name: str, start: int, stop: int) -> None:
         def move(low: int, high: int) -> None:
@@ -295,6 +304,11 @@ class Agent:
         answer, _ = self._line.ask(kind, content, packet, context, patient=patient)
         if not answer.get("known"):
             raise NotWanted
+
+
+def _num_elements(model: Mapping[str, Any]) -> int:
+    """Of all tensors of a model, as its silo describes it."""
+    return sum(math.prod(entry["shape"]) for entry in model.get("entries", ()))
 
 
 def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:

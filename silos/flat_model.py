@@ -11,7 +11,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.core.protocols import PrivateLayers
@@ -106,6 +108,17 @@ class FlatModel:
             self.shared.copy_(_sized("params", parts["params"], self.num_shared))
             if self.buffers.numel():
                 self.buffers.copy_(_sized("buffers", parts["buffers"], self.buffers.numel()))
+
+    def load_tensors(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """Copy numbers into tensors, by name. Raises ValueError for one that the model does not have."""
+        tensors = self.tensors()
+        for name, array in weights.items():
+            if name not in tensors or tuple(tensors[name].shape) != array.shape:
+                raise ValueError(f"'{name}' of shape {list(array.shape)}")
+        with torch.no_grad():
+            for name, array in weights.items():
+                tensors[name].copy_(torch.from_numpy(np.array(array)))
+        self._frozen_digest = None
 
     def parts(self) -> Parts:
         """Copies of the shared parameters and buffers."""

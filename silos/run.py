@@ -38,6 +38,7 @@ class Run:
             fingerprint=self.site.fingerprint(self.job),
             device=self.trainer.device,
             node=platform.node(),
+            loaded=self.trainer.loaded,
             model=self.trainer.describe(),
             versions=versions(),
         )

@@ -15,6 +15,9 @@ from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import Any
 
+import numpy as np
+
+from orchestrator import starting
 from orchestrator.core.errors import BadInput
 from orchestrator.core.faults import fault
 from orchestrator.core.messages import (
@@ -26,6 +29,7 @@ from orchestrator.core.messages import (
     Initial,
     Join,
     Leave,
+    Load,
     Piece,
     Ping,
     Progress,
@@ -134,6 +138,8 @@ class Silo:
             return self._fetch(request)
         self._go_on(run)
         match request:
+            case Load():
+                return self._load(request, run)
             case Initial():
                 self.site.guard.left("initial", request.run_id)
                 return Piece(packet=dict(run.trainer.initial()))
@@ -210,6 +216,18 @@ class Silo:
         self._outbox.make_room()
         self._signs.mark("idle", -1)
         return trainer
+
+    def _load(self, request: Load, run: Run) -> Reply:
+        """Read by nothing but the model: names, shapes and numbers."""
+        try:
+            values = request.model["values"]
+            weights = starting.views(request.layout, values)
+            if not np.isfinite(values).all():
+                raise ValueError("NaN or infinity")
+            run.trainer.begin_with(weights, starting.digest_of(request.layout, values))
+        except (ValueError, KeyError) as error:
+            return self._refused("job", f"the weights to begin with do not fit the job's model: {error}")
+        return run.joined(self.incarnation)
 
     def _leave(self, request: Leave) -> Reply:
         if self._run is not None and self._run.id == request.run_id:

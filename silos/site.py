@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from orchestrator.core.messages import Judged, Refused, Update, Work
 from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Packet, Parts, Vector
@@ -83,9 +86,16 @@ class Trainer(Protocol):
     num_shared: int
     num_examples: dict[str, int]
     device: str
+    loaded: str
+    """Digest of the weights that it was told to begin with; empty for none."""
 
     def describe(self) -> dict[str, Any]:
         """The model's tensors and an input's shape, without any data: for exports."""
+        ...
+
+    def begin_with(self, weights: Mapping[str, NDArray[np.float32]], digest: str) -> None:
+        """Begin with these numbers in the tensors of these names. Raises ValueError where one is not the model's, or of
+        another shape."""
         ...
 
     def initial(self) -> Parts: ...

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.core.errors import BadJob
@@ -62,8 +63,8 @@ class TorchTrainer:
             unfreeze=job.unfreeze,
         )
         self.network = Network(self.flat, self.local, self.torch_device)
-        self._first_parts = self.flat.parts()
-        self._first_private = self._private_state()
+        self.loaded = ""
+        self._begin()
         make_optimizer(
             self.local.optimizer, self.flat.parameter
         )  # a wrong optimizer name or argument is an error now, not in round 0
@@ -95,6 +96,18 @@ class TorchTrainer:
             "input_shape": list(batch[0].shape[1:]),
             "input_dtype": str(batch[0].dtype).removeprefix("torch."),
         }
+
+    def begin_with(self, weights: Mapping[str, NDArray[np.float32]], digest: str) -> None:
+        self.flat.load(on_device(self._first_parts, self.torch_device))
+        self._restore_private({})
+        self.flat.load_tensors(weights)
+        self.loaded = digest
+        self._begin()
+
+    def _begin(self) -> None:
+        """What the model is now is what the first version has."""
+        self._first_parts = self.flat.parts()
+        self._first_private = self._private_state()
 
     def initial(self) -> Parts:
         return self._first_parts

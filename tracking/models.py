@@ -3,7 +3,6 @@
 No silo's data is touched: the architecture comes from the job and the input's shape, the example is all zeros.
 """
 
-import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,22 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator import starting
 from orchestrator.checkpoints import Unusable
 from orchestrator.core.events import ModelReady, RoundClosed, RunOpened
 from orchestrator.job import Job
+from silos.rebuilt import NoModel, module_of
+from silos.weights import parameters_digest as digest_of
 from tracking import weights
 from tracking.mapping import Mapper
 from tracking.server import Server, is_refusal
-from tracking.weights import State
 
 if TYPE_CHECKING:
     from torch import nn
 
 PACKAGES = ("torch", "numpy", "mlflow")
-
-
-class NoModel(Exception):
-    """Why a version cannot be logged; another try would end in the same way."""
 
 
 def log_version(server: Server, run_dir: Path, mapper: Mapper, version: int, runs: tuple[str, str]) -> str:
@@ -43,7 +40,11 @@ def log_version(server: Server, run_dir: Path, mapper: Mapper, version: int, run
         if model_id is None:
             state = weights.load(run_dir, version)
             tags["siloray.parameters_digest"] = digest_of(state)
-            model_id = _log(server, mapper.opened, mapper.ready, state, tags, runs)
+            job = Job.model_validate(mapper.opened.job)
+            start = starting.load(run_dir) if job.start_from is not None else None
+            model_id = _log(
+                server, module_of(job, mapper.ready.model, state, start), mapper.ready, tags, runs
+            )
         register(server, registered_name(mapper.opened), model_id, runs[1])
     except NoModel:
         raise
@@ -56,38 +57,9 @@ def log_version(server: Server, run_dir: Path, mapper: Mapper, version: int, run
     return model_id
 
 
-def module_of(job: Job, model: Mapping[str, Any], state: State) -> "nn.Module":
-    """The job's model with the shared parameters of ``state``, in evaluation mode.
-
-    ``model``: ``entries`` and ``input_shape`` as in `ModelReady`. Private parameters and integer buffers have the
-    values that the job's seed gives them. Raises NoModel where the vectors do not fit.
-    """
-    import torch
-
-    from silos.tasks.build import model_of
-
-    torch.manual_seed(job.seed)
-    module: nn.Module = model_of(job.task, tuple(model["input_shape"]))
-    tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
-    with torch.no_grad():
-        for kind, part in (("param", "params"), ("buffer", "buffers")):
-            shared = [each for each in model["entries"] if each["kind"] == kind and each["shared"]]
-            _fill(tensors, shared, torch.from_numpy(np.array(state.get(part, np.empty(0, np.float32)))))
-    return module.eval()
-
-
 def example_of(model: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     """Two rows of zeros in the shape of an input."""
     return np.zeros((2, *model["input_shape"]), model["input_dtype"])
-
-
-def digest_of(state: State) -> str:
-    """SHA-256 of shared parameters and buffers, as in the run's summary."""
-    digest = hashlib.sha256()
-    for name in ("params", "buffers"):
-        if name in state:
-            digest.update(np.ascontiguousarray(state[name], "<f4").data)
-    return digest.hexdigest()
 
 
 def tags_of(opened: RunOpened, ready: ModelReady, made: RoundClosed | None, version: int) -> dict[str, str]:
@@ -103,9 +75,24 @@ def tags_of(opened: RunOpened, ready: ModelReady, made: RoundClosed | None, vers
         if made
         else "",
         "siloray.lineage": made.lineage if made else "",
+        **_start_tags(ready),
         "siloray.private": f"initial values from the seed: {', '.join(private)}" if private else "",
     }
     return {key: value[:5000] for key, value in tags.items() if value}
+
+
+def _start_tags(ready: ModelReady) -> dict[str, str]:
+    """What the run started from, and who is in that."""
+    if ready.started_from is None:
+        return {}
+    source = ready.started_from.source
+    return {
+        "siloray.start_from": f"{source.name}, version {source.version}" if source.run_id else source.name,
+        "siloray.start_sha256": source.sha256,
+        "siloray.start_digest": ready.started_from.digest,
+        "siloray.start_left": ", ".join(ready.started_from.left),
+        "siloray.start_contributors": ", ".join(source.contributors),
+    }
 
 
 def registered_name(opened: RunOpened) -> str:
@@ -147,9 +134,8 @@ def _find(server: Server, experiment_id: str, tags: dict[str, str]) -> str | Non
 
 def _log(
     server: Server,
-    opened: RunOpened,
+    module: "nn.Module",
     ready: ModelReady,
-    state: State,
     tags: dict[str, str],
     runs: tuple[str, str],
 ) -> str:
@@ -160,7 +146,7 @@ def _log(
     mlflow.set_tracking_uri(server.uri)
     mlflow.set_registry_uri(server.uri)
     mlflow.set_experiment(experiment_id=runs[0])
-    module, example = module_of(Job.model_validate(opened.job), ready.model, state), example_of(ready.model)
+    example = example_of(ready.model)
     model = mlflow.models.Model.log(
         artifact_path=None,
         flavor=mlflow.pytorch,
@@ -186,17 +172,6 @@ def _signature(module: "nn.Module", example: "np.ndarray[Any, Any]") -> Any:
         output = module(torch.from_numpy(example)).numpy()
     inputs, outputs = (Schema([TensorSpec(each.dtype, (-1, *each.shape[1:]))]) for each in (example, output))
     return ModelSignature(inputs, outputs)
-
-
-def _fill(tensors: Mapping[str, Any], entries: list[dict[str, Any]], flat: Any) -> None:
-    """Copies the flat vector into the named tensors, in the order of the entries."""
-    sizes = [int(np.prod(each["shape"], dtype=np.int64)) for each in entries]
-    if sum(sizes) != flat.numel():
-        raise NoModel(f"{flat.numel()} numbers in the checkpoint, {sum(sizes)} in the model")
-    for each, values in zip(entries, flat.split(sizes), strict=True):
-        if each["name"] not in tensors or list(tensors[each["name"]].shape) != list(each["shape"]):
-            raise NoModel(f"the job's model has no '{each['name']}' of shape {each['shape']}")
-        tensors[each["name"]].copy_(values.view(each["shape"]))
 
 
 def _may_pass(error: Exception) -> bool:

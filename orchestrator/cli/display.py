@@ -13,12 +13,15 @@ from orchestrator.core.events import (
     CallRefused,
     DriftAlarm,
     Event,
+    ModelReady,
     RoundClosed,
     RunOpened,
     SiloBusy,
     SiloDeclined,
     SiloDown,
     SiloJoined,
+    Source,
+    StartedFrom,
     UpdateRefused,
     Waiting,
 )
@@ -115,6 +118,9 @@ def sentence(event: Event, view: View) -> str:
             return f"run {event.run_id}: {event.name}, {silos} silos, {view.total} rounds{resumed}"
         case SiloJoined():
             return f"{event.silo} joined: {_rows(event.num_examples)}, {event.device}, on {event.node}"
+        case ModelReady(started_from=StartedFrom() as began):
+            left = f"; as the seed gives them: {words.some(began.left)}" if began.left else ""
+            return f"starts from {_source(began.source)}: {len(began.loaded)} tensors loaded{left}"
         case RoundClosed():
             return _round(event, view)
         case SiloDown():
@@ -137,6 +143,10 @@ def sentence(event: Event, view: View) -> str:
             whom = words.some(event.silos) or "space"
             return f"waiting for {whom}: {words.one_line(event.why)}{until}"
     return ""
+
+
+def _source(source: Source) -> str:
+    return f"version {source.version} of {source.run_id}" if source.run_id else source.name
 
 
 def _rows(num_examples: Mapping[str, int]) -> str:

@@ -144,6 +144,7 @@ def _here(wish: Wish, job: "Job") -> "Run":
         {run_dirs.COMMAND: wish.note(job)},
         wish.new,
         wish.run_id,
+        wish.job_file.parent,
     )
 
 

@@ -109,8 +109,37 @@ class SiloJoined(_Event):
     versions: dict[str, str]
 
 
+class Source(BaseModel, frozen=True):
+    """Where weights come from, and who made them."""
+
+    kind: Literal["file", "torchvision", "run"]
+    name: str
+    """As the job has it."""
+    sha256: str
+    """Of the file; of a run's version, of its parameters."""
+    contributors: list[str]
+    """Of a run: each ``RUN/SILO`` in an average that led to it, and whoever stands behind what that run started from.
+    Of a file: what the job says of its origin."""
+    run_id: str = ""
+    version: int = -1
+    job_digest: str = ""
+    """Of the source's run."""
+
+
+class StartedFrom(BaseModel, frozen=True):
+    """What version 0 took of weights that were there before."""
+
+    source: Source
+    digest: str
+    """Of the numbers that were taken."""
+    loaded: list[str]
+    """Tensors that have them."""
+    left: list[str]
+    """Tensors that begin as the job's seed says: the source has nothing of that name and shape."""
+
+
 class ModelReady(_Event):
-    """Version 0 exists: every silo would make these parameters from the job's seed."""
+    """Version 0 exists: every silo would make these parameters from the job's seed, and from what it starts from."""
 
     type: Literal["model_ready"] = "model_ready"
     version: int
@@ -119,6 +148,7 @@ class ModelReady(_Event):
     model: dict[str, Any]
     """Tensors of the model and an input's shape (``entries``, ``input_shape``, ``input_dtype``)."""
     checkpoint: str
+    started_from: StartedFrom | None = None
 
 
 class SiloDown(_Event):

@@ -31,6 +31,17 @@ class Join(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load(Request):
+    """Begin with these weights in place of those that the seed gives. Asked once, of a silo that has joined; it is
+    answered as `Join` is."""
+
+    layout: tuple[tuple[str, tuple[int, ...]], ...]
+    """Names and shapes of the model's tensors, in the order of the vector."""
+    model: Any
+    """The channel's handle of one part, ``values`` (`Channel.publish`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Initial(Request):
     """Send the initial shared parameters (seeded by the job, so every silo would send the same)."""
 
@@ -130,6 +141,8 @@ class Joined:
     """Digest of the silo's data files; a rejoin with other data is refused."""
     device: str
     node: str
+    loaded: str = ""
+    """Digest of the weights that it has from `Load`; empty for none."""
     model: dict[str, Any]
     """The model's tensors and an input's shape, without any data."""
     versions: dict[str, str]
@@ -244,6 +257,9 @@ class Refused:
 
 Work = Train | Evaluate | Assess
 """Requests that come with a model and take their time."""
+
+Carrying = Work | Load
+"""Requests with vectors, which travel beside them."""
 
 Reply = Joined | Update | Evaluated | Assessed | Progress | Piece | Refused
 

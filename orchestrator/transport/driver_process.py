@@ -33,6 +33,7 @@ from orchestrator.store import (
     read_journal,
 )
 from orchestrator.summary import write_summary
+from silos.weights import settle
 
 LIVE_EVENTS = 1_000
 """Events that are not in the journal (progress, launches) that a late watcher can still get."""
@@ -58,6 +59,8 @@ class Assignment:
     """The fields of a `served.Door`: silos dial in there. None: they are actors on the driver's Ray."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Small files that the driver puts into the run directory: name and text."""
+    folder: str = ""
+    """Of the job document, on the driver's machine."""
     mirror: str | None = None
     """The URI of the run in a store, of which ``run_dir`` is a copy."""
 
@@ -159,6 +162,7 @@ class DriverProcess:
     async def _drive(self, job: Job, channel: Channel) -> Outcome:
         run_dir = Path(self.assignment.run_dir)
         mirror = open_mirror(self.assignment.mirror, run_dir) if self.assignment.mirror else None
+        await asyncio.to_thread(settle, job, run_dir, Path(self.assignment.folder))
         self._prepare(run_dir, job)
         store = Store(run_dir, mirror, keep=job.keep.newest)
         owner = f"siloray driver of {self.assignment.run_id}"

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from orchestrator.core.errors import BadInput, SiloLost
-from orchestrator.core.messages import Refused, Reply, Request, SiloId, Work
+from orchestrator.core.messages import Carrying, Refused, Reply, Request, SiloId
 from orchestrator.core.vector import Parts
 from orchestrator.core.versions import versions
 from orchestrator.transport.certs import Credentials, Member
@@ -223,7 +223,7 @@ class FlightChannel:
     def _model(self, box: Mailbox, content: dict[str, Any]) -> Answer:
         """A piece of a model that this silo was asked to work on."""
         pending = box.find(str(content.get("request", "")))
-        if pending is None or not isinstance(pending.request, Work):
+        if pending is None or not isinstance(pending.request, Carrying):
             return Answer({"known": False})
         part = pending.request.model.parts.get(str(content.get("name")))
         start, stop = content.get("start"), content.get("stop")
@@ -265,5 +265,5 @@ def _asked(pending: Pending) -> Asked:
         text=text_of(request),
         run_id=request.run_id,
         epoch=request.epoch,
-        model=request.model.layout if isinstance(request, Work) else None,
+        model=request.model.layout if isinstance(request, Carrying) else None,
     )

@@ -33,6 +33,7 @@ from orchestrator.transport.started_runs import (
     place,
     submission_note,
 )
+from silos.weights import check
 
 __all__ = [
     "DoneRun",
@@ -120,6 +121,7 @@ def _connect(job: Job, options: RunOptions, connected: Callable[[], None]) -> Pl
         found = place(*asked)
         if found.run_id is not None:
             _refuse_if_running(Path(found.folder) / found.run_id)
+        check(job, Path(found.folder), found.run_id, options.job_file.parent)
     connect(options.address, len(job.silos))
     connected()
     if options.address is None:
@@ -153,6 +155,7 @@ def _assignment(
         documents=documents,
         code=[str(options.job_file.parent), str(Path.cwd())] if documents is not None else [],
         tracking_uri=_tracking_uri(options, folder),
+        folder=str(options.job_file.parent.absolute()),
         door=asdict(options.door) if options.door else None,
         mirror=child(found.store, run_id) if found.store else None,
         notes=notes,

@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from orchestrator.core.errors import BadInput, SiloLost
 from orchestrator.core.messages import (
+    Carrying,
     Fetch,
     Joined,
     Ping,
@@ -25,7 +26,6 @@ from orchestrator.core.messages import (
     Request,
     SiloId,
     Stop,
-    Work,
 )
 from orchestrator.core.vector import Parts
 from silos.actor import IO_THREADS, SILO_LABEL, SiloActor
@@ -111,7 +111,7 @@ class RayChannel:
     def _sent(self, actor: Any, silo: SiloId, request: Request) -> Any:
         if isinstance(request, _AT_ONCE):
             return actor.answer.remote(request)
-        if isinstance(request, Work):
+        if isinstance(request, Carrying):
             model = request.model.on(self._node.get(silo, self._home))
             return actor.handle.remote(replace(request, model=None), model)
         return actor.handle.remote(request)

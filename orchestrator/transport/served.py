@@ -152,8 +152,10 @@ def start(
     notes: dict[str, str],
     new: bool = False,
     run_id: str | None = None,
+    folder: Path | None = None,
 ) -> ServedRun:
-    """Drive the unfinished run of this very job, or a new one. ``runs_dir`` may be the URI of a folder in a store.
+    """Drive the unfinished run of this very job, or a new one. ``runs_dir`` may be the URI of a folder in a store,
+    ``folder`` is that of the job document.
     Raises `BadInput`, `CannotGoOn`."""
     found = place(str(runs_dir), None if new else job.digest, run_id)
     run_dir = Path(found.folder) / (found.run_id or new_id(job))
@@ -168,6 +170,7 @@ def start(
         code=[],
         tracking_uri=tracking_uri,
         notes=notes,
+        folder=str((folder or Path()).absolute()),
         mirror=child(found.store, run_dir.name) if found.store else None,
     )
 

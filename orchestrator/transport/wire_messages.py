@@ -15,12 +15,13 @@ from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Packet
 from orchestrator.transport.wire import CONTEXT, Frame, WireError, first_flaw
 
-_REQUESTS = ("Join", "Initial", "Train", "Evaluate", "Assess", "Fetch", "Ping", "Stop", "Leave")
+_REQUESTS = ("Join", "Load", "Initial", "Train", "Evaluate", "Assess", "Fetch", "Ping", "Stop", "Leave")
 _REPLIES = ("Joined", "Update", "Evaluated", "Assessed", "Progress", "Piece", "Refused")
 _VECTORS = {
     "Train": "model",
     "Evaluate": "model",
     "Assess": "model",
+    "Load": "model",
     "Update": "packet",
     "Piece": "packet",
 }
@@ -37,6 +38,7 @@ _BOUNDED: dict[Any, Any] = {
     tuple[int, ...]: tuple[_Int, ...],
     tuple[tuple[str, int], ...]: tuple[tuple[str, _Int], ...],
     tuple[tuple[int, MetricSums], ...]: tuple[tuple[_Int, MetricSums], ...],
+    tuple[tuple[str, tuple[int, ...]], ...]: tuple[tuple[str, tuple[_Int, ...]], ...],
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import orchestrator.driver as driver_module
+from orchestrator import starting
 from orchestrator.core import events
 from orchestrator.core.errors import SiloLost
 from orchestrator.core.messages import (
@@ -29,6 +30,7 @@ from orchestrator.core.messages import (
 from orchestrator.core.protocols import Channel
 from orchestrator.driver import Driver
 from orchestrator.job import Job
+from orchestrator.starting import StartingWeights
 from orchestrator.store import Store
 from tests.contract.conftest import HOSPITALS, Documents, Open, local, vanish, write_documents
 from tests.support.scratch import scratch
@@ -147,6 +149,35 @@ def test_the_same_updates_are_refused(channel: Open, documents: Documents, tmp_p
     assert seen.told == expected(job) and not seen.losses
     (failed,) = [event for event in seen.of(events.UpdateRefused) if event.code == "failed"]
     assert "a defect in the task's own code" in failed.reason
+
+
+def test_what_a_job_starts_from_reaches_every_silo(
+    channel: Open, documents: Documents, tmp_path: Path
+) -> None:
+    """Once; also one whose process starts anew. What is frozen is that, and never travels again."""
+    weight = np.linspace(-1, 1, 13, dtype=np.float32).reshape(1, 13)
+    source = events.Source(kind="file", name="w", sha256="0" * 64, contributors=["the test"])
+    start = {"file": "w.safetensors", "sha256": "0" * 64, "origin": "the test"}
+    job = job_of({"pause_s": 0.02}, start_from=start, frozen=["weight"])
+    starting.save(StartingWeights({"weight": weight}, source), tmp_path / "runs")
+    done: list[Any] = []
+
+    async def meddle(silos: Channel, event: Any) -> None:
+        if isinstance(event, events.SiloLaunched) and (event.silo, event.version) == ("va", 1) and not done:
+            done.append(event)
+            await asyncio.sleep(0.05)
+            await silos.restart("va")
+
+    seen = run(channel, job, documents, tmp_path, meddle)
+    assert seen.outcome.status == "done", seen.outcome
+    (ready,) = seen.of(events.ModelReady)
+    assert (ready.started_from.loaded, ready.started_from.left) == (["weight"], ["bias"])
+    assert ready.num_shared == 1 and [down.silo for down in seen.of(events.SiloDown)] == ["va"]
+    with scratch() as folder:
+        starting.save(StartingWeights({"weight": weight}, source), folder / "runs")
+        alike = run(local, job, write_documents(folder / "silos"), folder)
+    assert seen.digest == alike.digest
+    assert alike.of(events.ModelReady)[0].schema_digest == ready.schema_digest, "of the frozen numbers, too"
 
 
 def test_the_policy_refuses_alike(channel: Open, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.disk import StoreAway
 from orchestrator.mirror import PIECE_BYTES, Mirror
 from orchestrator.pulled import SET_ASIDE, look, open_mirror, pull, runs_copy
+from orchestrator.starting import START
 from orchestrator.store import LeaseLost, Recovered, Store, read_journal
 
 META = {"job_digest": "abc"}
@@ -111,6 +112,16 @@ def test_a_new_machine_goes_on_from_the_store(tmp_path: Path, uri: str) -> None:
     assert second.store.epoch == 2
     second.commit(ROUNDS)
     assert second.versions == list(range(ROUNDS + 1))
+
+
+def test_what_a_run_started_from_goes_along(tmp_path: Path, uri: str) -> None:
+    first = Machine(tmp_path / "a", uri)
+    first.local.mkdir(parents=True, exist_ok=True)
+    (first.local / START).write_bytes(b"weights")
+    first.start()
+    second, _ = fresh(tmp_path, uri)
+    assert (second.local / START).read_bytes() == b"weights"
+    assert objects(uri).count(f"{RUN}/{START}") == 1
 
 
 @pytest.mark.parametrize("after", [False, True])

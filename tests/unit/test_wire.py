@@ -391,6 +391,7 @@ def test_a_reason_is_always_text_that_can_be_written_down() -> None:
 HEAD: dict[str, Any] = {"run_id": "run", "epoch": 3}
 REQUESTS: tuple[m.Request, ...] = (
     m.Join(**HEAD, job='{"name": "\u00e9"}', job_digest="d"),
+    m.Load(**HEAD, layout=(("w", (2, 3)), ("b", ())), model=None),
     m.Initial(**HEAD),
     m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5, keep=(1, 2)),
     m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5, num_steps=9),
