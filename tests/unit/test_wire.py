@@ -391,12 +391,12 @@ def test_a_reason_is_always_text_that_can_be_written_down() -> None:
 HEAD: dict[str, Any] = {"run_id": "run", "epoch": 3}
 REQUESTS: tuple[m.Request, ...] = (
     m.Join(**HEAD, job='{"name": "\u00e9"}', job_digest="d"),
-    m.Load(**HEAD, layout=(("w", (2, 3)), ("b", ())), model=None),
     m.Initial(**HEAD),
     m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5, keep=(1, 2)),
     m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5, num_steps=9),
     m.Evaluate(**HEAD, version=4, model=None, counted=2),
     m.Assess(**HEAD, version=4, model=None, model_digest="m", counted=2, trainings=3, num_steps=30),
+    m.Load(**HEAD, layout=(("w", (2, 3)), ("b", ())), model=None),
     m.Fetch(**HEAD, version=1, start=0, stop=9),
     m.Ping(**HEAD),
     m.Stop(**HEAD),
