@@ -33,7 +33,7 @@ from orchestrator.strategies.per_fedavg import PerFedAvg
 from orchestrator.strategies.reptile import Reptile
 from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.task import Task
-from orchestrator.transfer import StartFrom
+from orchestrator.transfer import Adapters, StartFrom
 
 Averaged = FedAvg | FedProx | Scaffold | FedNova | FedDyn | Moon | DiLoCo
 """One model for all."""
@@ -188,6 +188,7 @@ class Job(_Spec, frozen=True):
     start_from: StartFrom | None = None
     """Weights that version 0 begins with: a file, torchvision's, or a past run's (``start_from: runs/ID``). They are
     taken by name, where shapes fit; every silo gets them once."""
+    adapters: Adapters | None = None
     frozen: tuple[str, ...] = ()
     """Globs over names of parameters and float buffers that are neither trained nor sent. Names in ``private``, and in
     globs of ``shared`` other than ``*``, are not frozen: ``frozen: ['*'], shared: ['head.*']`` trains the head."""

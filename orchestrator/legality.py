@@ -56,6 +56,7 @@ def refusals(job: "Job") -> Iterator[str]:
             "than the model by it: use bf16"
         )
     yield from _frozen(job)
+    yield from _adapted(job)
 
 
 def _frozen(job: "Job") -> Iterator[str]:
@@ -74,6 +75,17 @@ def _frozen(job: "Job") -> Iterator[str]:
         )
 
 
+def _adapted(job: "Job") -> Iterator[str]:
+    if job.adapters is None:
+        return
+    if job.frozen or job.unfreeze:
+        yield "adapters: they freeze everything else by themselves; leave 'frozen' and 'unfreeze' away"
+    if job.strategy.whole:
+        yield (
+            f"adapters: '{job.strategy.name}' needs the whole network; of one with adapters only these are sent"
+        )
+
+
 def warnings(job: "Job") -> Iterator[str]:
     """What is legal but probably not meant."""
     if isinstance(job.strategy, Scaffold) and job.policy.max_staleness > 0:
@@ -82,6 +94,11 @@ def warnings(job: "Job") -> Iterator[str]:
         yield (
             f"FedNova averages the gradients that {job.local.optimizer.name} met, not its steps: where all silos have "
             "the same optimizer and make as many steps, fedavg is faster, or server: {name: adam}"
+        )
+    if job.adapters is not None and job.adapters.trains_a and len(job.silos) > 1:
+        yield (
+            "adapters: with 'lora' the mean of A times the mean of B is not the mean of the silos' models; 'ffa_lora' "
+            "averages exactly, and sends half as much"
         )
     late = sorted(version for version in job.unfreeze if version >= job.rounds.total)
     if late:

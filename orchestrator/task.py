@@ -50,10 +50,29 @@ class Cnn(_Spec, frozen=True):
     """``batch``: batch normalisation after each convolution."""
 
 
+class Vit(_Spec, frozen=True):
+    """torchvision's vision transformer (Dosovitskiy et al. 2021) in any size, for square images."""
+
+    name: Literal["vit"]
+    patch: int = Field(default=4, ge=1)
+    """Pixels on a side of a patch; divides the images' side."""
+    depth: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    width: int = Field(default=64, ge=1)
+    """Numbers by which a patch is described; a multiple of ``heads``."""
+    mlp: int = Field(default=128, ge=1)
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} is no multiple of {self.heads} heads")
+        return self
+
+
 class TorchvisionModel(_Spec, frozen=True):
     """A classification model of torchvision by name."""
 
-    name: str = Field(json_schema_extra={"pattern": "^(?!cnn$)[^:]+$"})
+    name: str = Field(json_schema_extra={"pattern": "^(?!(cnn|vit)$)[^:]+$"})
     """``resnet18``, ``vit_b_16``, ...: see ``torchvision.models.list_models()``."""
     options: dict[str, Any] = {}
 
@@ -83,9 +102,10 @@ TabularModel = Annotated[
 ]
 ImageModel = Annotated[
     Annotated[Cnn, Tag("cnn")]
+    | Annotated[Vit, Tag("vit")]
     | Annotated[TorchvisionModel, Tag("torchvision")]
     | Annotated[OwnModel, Tag("own")],
-    Discriminator(lambda value: _tag(value, ("cnn",), "torchvision")),
+    Discriminator(lambda value: _tag(value, ("cnn", "vit"), "torchvision")),
 ]
 
 

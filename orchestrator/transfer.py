@@ -1,7 +1,7 @@
-"""What a job says about the weights that it starts from."""
+"""What a job says about the weights that it starts from, and about adapters around them."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
@@ -77,3 +77,34 @@ StartFrom = Annotated[
     ],
     BeforeValidator(_written_out),
 ]
+
+
+class _LowRank(_Spec, frozen=True):
+    """``W x + alpha / rank * B A x`` in place of ``W x``, where ``W`` is frozen (Hu et al. 2022, arXiv 2106.09685).
+
+    With adapters everything is frozen but they, and what globs of ``shared`` other than ``*`` or ``private`` name.
+    """
+
+    rank: int = Field(default=4, ge=1, le=1024)
+    alpha: float = Field(default=8.0, gt=0)
+    targets: tuple[str, ...] = Field(min_length=1)
+    """Globs over names of linear and convolutional layers: ``['encoder.*.mlp.*']``."""
+
+
+class FfaLora(_LowRank, frozen=True):
+    """``A`` is drawn from the job's seed, the same at every silo, and frozen; only ``B`` is trained and sent. The mean
+    of the silos' ``B`` is then exactly the mean of their models (Sun et al. 2024, arXiv 2403.12313)."""
+
+    name: Literal["ffa_lora"]
+    trains_a: ClassVar[bool] = False
+
+
+class Lora(_LowRank, frozen=True):
+    """``A`` and ``B`` are trained, and averaged one by one (FedIT, Zhang et al. 2023, arXiv 2305.05644): the product of
+    the means is not the mean of the products, so that the average is only near the mean of the silos' models."""
+
+    name: Literal["lora"]
+    trains_a: ClassVar[bool] = True
+
+
+Adapters = Annotated[FfaLora | Lora, Field(discriminator="name")]

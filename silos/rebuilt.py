@@ -28,10 +28,11 @@ def module_of(
     """
     import torch
 
+    from silos.adapters import adapted
     from silos.tasks.build import model_of
 
     torch.manual_seed(job.seed)
-    module: nn.Module = model_of(job.task, tuple(model["input_shape"]))
+    module = adapted(model_of(job.task, tuple(model["input_shape"])), job.adapters, job.seed)
     tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
     with torch.no_grad():
         if start is not None:

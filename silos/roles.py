@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from orchestrator.core.errors import BadJob
 
 EVERYTHING = "*"
+_ADAPTERS = ("*.lora_A.*", "*.lora_B.*")
 
 
 class Entry(NamedTuple):
@@ -29,7 +30,8 @@ class Entry(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Globs:
     """What a job says about names. ``private`` wins over the others, and so does a glob of ``shared`` that is more
-    than ``*`` over ``frozen``: ``frozen: ['*'], shared: ['head.*']`` freezes everything but the head."""
+    than ``*`` over ``frozen``: ``frozen: ['*'], shared: ['head.*']`` freezes everything but the head. Adapters are not
+    frozen, unless the module itself says so."""
 
     shared: Sequence[str] = (EVERYTHING,)
     private: Sequence[str] = ()
@@ -44,12 +46,12 @@ class Globs:
             return Entry(name, shape, kind, shared=False, frozen=True)
         if matches(name, self.private):
             return Entry(name, shape, kind, shared=False)
-        chosen = [glob for glob in self.shared if glob != EVERYTHING]
+        chosen = [glob for glob in self.shared if glob != EVERYTHING] + [*_ADAPTERS]
         if matches(name, self.frozen) and not matches(name, chosen):
             since = min((v for v, globs in self.unfreeze.items() if matches(name, globs)), default=None)
             frozen = since is None
             return Entry(name, shape, kind, shared=not frozen, frozen=frozen, since=since or 0)
-        return Entry(name, shape, kind, shared=matches(name, self.shared))
+        return Entry(name, shape, kind, shared=matches(name, [*self.shared, *_ADAPTERS]))
 
 
 def entries_of(module: nn.Module, globs: Globs) -> list[Entry]:

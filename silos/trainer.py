@@ -16,6 +16,7 @@ from orchestrator.core.protocols import LocalRun, Phase
 from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
 from orchestrator.local import Local
+from silos.adapters import adapted
 from silos.contrast import last_linear
 from silos.flat_model import FlatModel, layers, private_buffers
 from silos.local_training import LocalTraining
@@ -52,14 +53,14 @@ class TorchTrainer:
         torch.set_num_threads(job.local.threads)
         with _GENERATOR:
             torch.manual_seed(job.seed)
-            module = task.model()
+            module = adapted(task.model(), job.adapters, job.seed)
         if job.strategy.contrasts:
             last_linear(module)
         if job.local.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.flat = FlatModel(
             *(module, job.shared, _private(job, module), self.torch_device),
-            frozen=job.frozen,
+            frozen=("*",) if job.adapters is not None else job.frozen,
             unfreeze=job.unfreeze,
         )
         self.network = Network(self.flat, self.local, self.torch_device)

@@ -232,13 +232,13 @@ def _of_run(
     run_dir: Path, opened: RunOpened, ready: ModelReady, state: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.float32]]:
     """By name, without what stayed private to the run's silos. The model itself is made anew only where its seed is
-    what some frozen tensor is known by."""
+    what some frozen tensor is known by, or adapters are to be added to their layers."""
     entries = ready.model["entries"]
     start = starting.load(run_dir) if opened.job.get("start_from") else None
     before = start.fitting(entries) if start is not None else None
     found = starting.views(before.layout, before.values) if before is not None else {}
     frozen = {each["name"] for each in entries if each.get("frozen")}
-    if not frozen <= found.keys():
+    if opened.job.get("adapters") or not frozen <= found.keys():
         return _made_anew(run_dir, opened, ready, state, start)
     return {name: found[name] for name in frozen} | _shared(entries, state, run_dir)
 
@@ -251,15 +251,18 @@ def _made_anew(
     start: StartingWeights | None,
 ) -> dict[str, NDArray[np.float32]]:
     try:
-        module = module_of(Job.model_validate(opened.job), ready.model, state, start)
+        job = Job.model_validate(opened.job)
+        module = module_of(job, ready.model, state, start)
     except (NoModel, BadInput) as error:
         raise BadInput(f"start_from.run: the model of {run_dir.name} cannot be made again: {error}") from None
     private = {
         each["name"] for each in ready.model["entries"] if not each["shared"] and not each.get("frozen")
     }
+    from silos.adapters import merged
+
     return {
         name: tensor.float().numpy()
-        for name, tensor in module.state_dict().items()
+        for name, tensor in merged(module, job.adapters).state_dict().items()
         if tensor.is_floating_point() and name not in private
     }
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.core.random import seed_of
-from orchestrator.task import Cnn, ImageClassification, TorchvisionModel
+from orchestrator.task import Cnn, ImageClassification, TorchvisionModel, Vit
 from silos.data import TableData
 from silos.image_files import BLOCKS_AT_HAND, EncodedImages, ImageFolder, decode
 from silos.tasks import own
@@ -16,7 +16,7 @@ from silos.tasks.order import shuffled_blocks
 from silos.tasks.pixels import Finish, InMemory, Pixels, Shape, Streamed
 from silos.tasks.task import At, Batch, Split
 from silos.tasks.transforms import composed
-from silos.tasks.vision_models import SmallCnn, torchvision_model
+from silos.tasks.vision_models import SmallCnn, torchvision_model, vision_transformer
 
 MEMORY_BYTES = 1 << 30
 """Decoded images of both splits up to this size are kept in memory."""
@@ -133,6 +133,8 @@ def image_model(
     match spec.model:
         case Cnn():
             return SmallCnn(channels, (height, width), spec.num_classes, spec.model.norm)
+        case Vit():
+            return vision_transformer(spec.model, spec.num_classes, channels, (height, width))
         case TorchvisionModel():
             return torchvision_model(spec.model, spec.num_classes, channels)
         case _:

@@ -1,4 +1,4 @@
-"""Image models: the small CNN, and torchvision's classification models by name."""
+"""Image models: the small CNN, a vision transformer of any size, torchvision's classification models by name."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.core.errors import BadInput, BadJob
-from orchestrator.task import TorchvisionModel
+from orchestrator.task import TorchvisionModel, Vit
 from silos.files import nearest
 from silos.tasks import own
 
@@ -54,6 +54,28 @@ def _halved_twice(side: int, padding: int) -> int:
     for _ in range(2):
         side = (side - 4 + 2 * padding) // 2
     return side
+
+
+def vision_transformer(spec: Vit, num_classes: int, channels: int, size: tuple[int, int]) -> nn.Module:
+    """A new one. Raises `BadInput` for images that are not square, or no whole number of patches."""
+    from torchvision.models import VisionTransformer
+
+    if size[0] != size[1] or size[0] % spec.patch:
+        remedy = f"give a task.size of equal sides that {spec.patch} (model.patch) divides"
+        what = f"vit: images of {size[0]}x{size[1]} pixels do not fit; {remedy}"
+        raise BadInput(what, f"vit: the images do not fit; {remedy}")
+    model = VisionTransformer(
+        image_size=size[0],
+        patch_size=spec.patch,
+        num_layers=spec.depth,
+        num_heads=spec.heads,
+        hidden_dim=spec.width,
+        mlp_dim=spec.mlp,
+        num_classes=num_classes,
+    )
+    if channels == 1:
+        _make_grey(model)
+    return model
 
 
 def torchvision_model(spec: TorchvisionModel, num_classes: int, channels: int) -> nn.Module:

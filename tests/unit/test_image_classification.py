@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.metrics import values
-from orchestrator.task import ImageClassification
+from orchestrator.task import ImageClassification, Vit
 from silos.config import DatasetConfig
 from silos.data import open_data
 from silos.flat_model import layers
@@ -23,7 +23,7 @@ from silos.tasks.build import build
 from silos.tasks.image_classification import ImageClassificationTask
 from silos.tasks.order import shuffled_blocks
 from silos.tasks.task import At
-from silos.tasks.vision_models import SmallCnn
+from silos.tasks.vision_models import SmallCnn, vision_transformer
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 FASHION = Path("/work/shared/data/fashion_mnist")
@@ -325,3 +325,12 @@ def test_fashion_mnist_pixels_are_the_publishers(tmp_path: Path) -> None:
     task = made(tmp_path, written(tmp_path, raw, num_test=20))
     got = next(task.test_batches(20))[0]
     assert torch.equal(got, torch.from_numpy(raw[40:].copy()).float()[:, None] / 255)
+
+
+def test_a_vision_transformer_of_any_size() -> None:
+    model = vision_transformer(Vit(name="vit", patch=4, depth=2, width=32, heads=2, mlp=64), 3, 1, (8, 8))
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 3) and len(model.encoder.layers) == 2
+    with pytest.raises(BadInput, match="8x9 pixels do not fit"):
+        vision_transformer(Vit(name="vit"), 3, 1, (8, 9))
+    with pytest.raises(ValueError, match="no multiple of 5 heads"):
+        Vit(name="vit", heads=5)

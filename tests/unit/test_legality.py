@@ -9,6 +9,7 @@ from orchestrator.legality import refusals, warnings
 from tests.support.quadratic import job_of
 
 ABC = ("a", "b", "c")
+ADAPTERS = {"name": "ffa_lora", "targets": ["*"]}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,7 @@ ABC = ("a", "b", "c")
         ({"frozen": ["x*"], "shared": ["x*"]}, "frozen: 'x*' stands in 'shared' as well"),
         ({"frozen": ["y"], "private": ["y"]}, "frozen: 'y' stands in 'private' as well"),
         ({"unfreeze": {2: ["x*"]}}, "nothing is 'frozen'"),
+        ({"frozen": ["x"], "adapters": ADAPTERS}, "they freeze everything else by themselves"),
         ({"frozen": ["x*"], "unfreeze": {0: ["x*"]}}, "the first version is 0"),
         ({"rounds": {"mode": "quorum"}}, "needs 'deadline_s'"),
         ({"rounds": {"cohort": 2, "buffer": 3}}, "min_updates <= buffer_size <= cohort_size"),
@@ -58,6 +60,7 @@ def test_legal_jobs_have_no_refusal() -> None:
     "sections, word",
     [
         ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "async"}}, "older model"),
+        ({"adapters": {**ADAPTERS, "name": "lora"}}, "'ffa_lora' averages exactly"),
         ({"frozen": ["x*"], "unfreeze": {5: ["x*"]}}, "the last training is that of version 4"),
         ({"strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "AdamW"}}}, "that AdamW met"),
         ({"strategy": {"name": "feddyn"}, "rounds": {"mode": "async"}}, "not known to converge"),
