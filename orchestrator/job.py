@@ -22,6 +22,7 @@ from orchestrator.strategies.ditto import Ditto
 from orchestrator.strategies.fedavg import FedAvg
 from orchestrator.strategies.fedbn import FedBN
 from orchestrator.strategies.feddyn import FedDyn
+from orchestrator.strategies.fedmd import FedMD
 from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.fedper import FedPer
 from orchestrator.strategies.fedprox import FedProx
@@ -39,7 +40,7 @@ Averaged = FedAvg | FedProx | Scaffold | FedNova | FedDyn | Moon | DiLoCo
 """One model for all."""
 Adapted = Fomaml | PerFedAvg | MetaSgd | Reptile
 """A model from which each silo goes on."""
-Personal = Ditto | Apfl | FedPer | FedRep | FedBN
+Personal = Ditto | Apfl | FedPer | FedRep | FedBN | FedMD
 """Each silo has its own, in whole or in part."""
 Strategy = Annotated[Averaged | Adapted | Personal, Field(discriminator="name")]
 Transform = Clip
@@ -239,6 +240,12 @@ class Job(_Spec, frozen=True):
     @cached_property
     def policy(self) -> RoundPolicy:
         return self.rounds.policy(max(1, len(self.training)), frozenset(self.required_silos))
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Data sets that every silo must have."""
+        public = (self.strategy.public,) if isinstance(self.strategy, FedMD) else ()
+        return (self.task.dataset, *public)
 
     def sample(self, version: int, candidates: Any, size: int) -> set[str]:
         """The cohort draw for a version: keyed by the seed, so that a resumed run draws the same."""

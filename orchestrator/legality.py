@@ -57,6 +57,8 @@ def refusals(job: "Job") -> Iterator[str]:
         )
     yield from _frozen(job)
     yield from _adapted(job)
+    if job.strategy.shares_logits:
+        yield from _of_logits(job)
 
 
 def _frozen(job: "Job") -> Iterator[str]:
@@ -86,6 +88,15 @@ def _adapted(job: "Job") -> Iterator[str]:
         )
 
 
+def _of_logits(job: "Job") -> Iterator[str]:
+    """No parameter is shared, so nothing can be said of which are."""
+    for section in ("shared", "private", "frozen", "unfreeze", "adapters"):
+        if getattr(job, section) != type(job).model_fields[section].default:
+            yield f"{section}: with '{job.strategy.name}' no parameter leaves a silo"
+    if job.task.dataset == job.datasets[-1]:
+        yield f"strategy.public: '{job.task.dataset}' is the silos' own data"
+
+
 def warnings(job: "Job") -> Iterator[str]:
     """What is legal but probably not meant."""
     if isinstance(job.strategy, Scaffold) and job.policy.max_staleness > 0:
@@ -104,6 +115,8 @@ def warnings(job: "Job") -> Iterator[str]:
     if late:
         yield f"unfreeze.{late[0]}: the last training is that of version {job.rounds.total - 1}"
     yield from _of_feddyn(job)
+    if job.strategy.shares_logits and job.policy.max_staleness > 0:
+        yield "where rounds.max_staleness > 0 the consensus is not the mean of what the silos say"
     yield from _of_two_models(job)
     if isinstance(job.strategy, Reptile) and job.strategy.server != Sgd():
         yield "Reptile's epsilon scales what the server optimizer gets: give one of the two, or mean both"

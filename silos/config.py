@@ -16,7 +16,9 @@ from pydantic import (
 
 from orchestrator.core import document
 from orchestrator.core.endpoint import endpoint
+from orchestrator.core.errors import BadInput
 from orchestrator.local import Local, Optimizer
+from orchestrator.task import OwnTask, Task
 from silos import hours
 from silos.mid_round import Rhythm
 
@@ -193,6 +195,9 @@ class Overrides(_Spec, frozen=True):
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     optimizer: Optimizer | None = None
+    model: dict[str, Any] | None = None
+    """A network of this silo's own, in place of ``task.model``, in jobs whose silos may have that (FedMD); others go by
+    the job's."""
     workers: int = Field(default=0, ge=0)
     """Processes that decode images which do not fit in memory."""
     checkpoint_s: float | None = Field(default=60.0, gt=0)
@@ -205,6 +210,15 @@ class Overrides(_Spec, frozen=True):
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give 'epochs' or 'steps', not both")
         return self
+
+    def with_model(self, task: Task) -> Task:
+        """The task with this silo's own network, if it has one; raises `BadInput`."""
+        if self.model is None:
+            return task
+        if isinstance(task, OwnTask):
+            raise BadInput(f"local.model: the task '{task.name}' makes its own network")
+        own = {**task.model_dump(mode="json"), "model": self.model}
+        return document.validate(own, type(task), "silo.yaml, local.model of the job's task")
 
     @property
     def rhythm(self) -> Rhythm:

@@ -9,6 +9,8 @@ from typing import Any
 from orchestrator.core.errors import BadInput
 from orchestrator.core.metrics import MetricSums
 from orchestrator.job import Job
+from orchestrator.strategies.fedmd import FedMD
+from orchestrator.task import Task
 from silos.approvals import Approvals
 from silos.config import DatasetConfig, SiloConfig, load_silo
 from silos.guard import PolicyGuard
@@ -63,18 +65,32 @@ class ConfiguredSite:
         return self._folder / ".siloray" / self.name
 
     def trainer(self, job: Job) -> Any:
-        from silos.tasks.build import build_on
         from silos.trainer import TorchTrainer
 
         local = self.config.local
-        self._opened = self._data(job)
-        task = build_on(job.task, self._opened, local.workers, self.config.policy.allow_code)
+        self._opened = self._data(job.task.dataset)
+        if isinstance(job.strategy, FedMD):
+            return self._distiller(job, job.strategy)
+        task = self._task(job.task, self._opened)
         return TorchTrainer(job, self.name, task, local.device, local.applied(job.local), local.rhythm)
 
     def assess(self, trainer: Any, order: Order) -> Assessment:
         from silos.assess import assess
 
         return assess(trainer, order)
+
+    def _distiller(self, job: Job, strategy: FedMD) -> Any:
+        from silos.distiller import Distiller, Public
+
+        local, data = self.config.local, self._data(strategy.public)
+        public = Public.of(self._task(job.task, data), data.fingerprint)
+        task = self._task(local.with_model(job.task), self._opened)
+        return Distiller(job, self.name, task, public, local.device, local.applied(job.local), local.rhythm)
+
+    def _task(self, spec: Task, data: Any) -> Any:
+        from silos.tasks.build import build_on
+
+        return build_on(spec, data, self.config.local.workers, self.config.policy.allow_code)
 
     def fingerprint(self, job: Job) -> str:
         """Of what `trainer` opened, whatever has become of it since."""
@@ -109,11 +125,11 @@ class ConfiguredSite:
     def _folder(self) -> Path:
         return self.path.absolute().parent
 
-    def _data(self, job: Job) -> Any:
+    def _data(self, dataset: str) -> Any:
         """Anew for each run: rows may have changed since the last one."""
         from silos.data import open_data
 
-        return open_data(self.config.datasets[job.task.dataset], self._folder)
+        return open_data(self.config.datasets[dataset], self._folder)
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -18,14 +18,15 @@ def find_silos(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_silos(folder: Path, names: Iterable[str], dataset: str) -> dict[str, Path]:
-    """The documents of these silos; `BadInput` for one that is not there or does not name the data set."""
+def check_silos(folder: Path, names: Iterable[str], datasets: Iterable[str]) -> dict[str, Path]:
+    """The documents of these silos; `BadInput` for one that is not there or does not name the data sets."""
     found = find_silos(folder)
     for name in names:
         if name not in found:
             known = ", ".join(found) or "none"
             raise BadInput(f"{folder}: no silo.yaml here for the job's silo '{name}'; there are: {known}")
-        _has(load_silo(found[name]), dataset, found[name])
+        for dataset in datasets:
+            _has(load_silo(found[name]), dataset, found[name])
     return {name: found[name] for name in names}
 
 

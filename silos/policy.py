@@ -14,7 +14,7 @@ from silos.config import Policy, RequiredStep, SiloConfig
 _TELLS_NO_STEPS = (
     *("fedavg", "fedprox", "feddyn", "moon", "diloco"),
     *("fomaml", "per_fedavg", "reptile"),
-    *("ditto", "apfl", "fedper", "fedrep", "fedbn"),
+    *("ditto", "apfl", "fedper", "fedrep", "fedbn", "fedmd"),
 )
 """Strategies of which a report is the same function of the update, however many steps led to it. FedNova sends the
 number itself (as ``path``), and SCAFFOLD's two vectors differ by it, as Meta-SGD's do."""
@@ -37,8 +37,9 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
     policy, task, silo = config.policy, job.task, config.name
     if not any(fnmatchcase(job.name, glob) for glob in policy.allow_jobs):
         yield f"{silo} does not allow the job '{job.name}' (allow_jobs: {_listed(policy.allow_jobs)})"
-    if task.dataset not in config.datasets:
-        yield f"{silo} has no data set '{task.dataset}' (its silo.yaml: {_listed(sorted(config.datasets))})"
+    for dataset in job.datasets:
+        if dataset not in config.datasets:
+            yield f"{silo} has no data set '{dataset}' (its silo.yaml: {_listed(sorted(config.datasets))})"
     if not isinstance(task, OwnTask) and task.name not in policy.allow_tasks:
         yield f"{silo} does not allow the task '{task.name}' (allow_tasks: {_listed(policy.allow_tasks)})"
     for module in sorted(modules(task)):

@@ -130,12 +130,12 @@ class TorchTrainer:
         loaded = perf_counter()
         metrics = self.measure_test(order.tick)
         evaluated = perf_counter()
-        run = self._run(order, received)
+        run = self.local_run(order, received)
         at = At(self.job.seed, self.silo, order.version, 0)
         training = LocalTraining(self.network, self.task, self.job.strategy, run, at, order, self.rhythm)
-        training.fit(self._length(order))
+        training.fit(self.length(order))
         trained = perf_counter()
-        self._keep_private(order.state)
+        self.keep_private(order.state)
         buffers = self._buffer_deltas(received)
         report = self.job.strategy.report(run)
         parts = {name: to_numpy(part) for name, part in {**report.parts, **buffers}.items()}
@@ -165,7 +165,8 @@ class TorchTrainer:
         per_epoch = -(-self.num_examples["train"] // self.local.batch_size)
         return self.local.steps or per_epoch * self.local.num_epochs
 
-    def _run(self, order: Order, received: Mapping[str, Tensor]) -> LocalRun:
+    def local_run(self, order: Order, received: Mapping[str, Tensor]) -> LocalRun:
+        """A training from the received parts, as the strategy sees it."""
         flat = self.flat
         extra = {name: part for name, part in received.items() if name not in ("params", "buffers")}
         return LocalRun(
@@ -181,7 +182,7 @@ class TorchTrainer:
             own_gradient=flat.gradient[flat.num_shared :] if flat.private.numel() else None,
         )
 
-    def _length(self, order: Order) -> Phase:
+    def length(self, order: Order) -> Phase:
         """As the driver asks, or else as the job or the silo's own document says."""
         if order.num_steps is not None:
             return Phase(steps=order.num_steps)
@@ -224,7 +225,8 @@ class TorchTrainer:
             target = self.flat.private if name == "" else buffers[name]
             target.copy_(value.reshape(target.shape))
 
-    def _keep_private(self, state: Any) -> None:
+    def keep_private(self, state: Any) -> None:
+        """What stays at the silo, into its state."""
         for name, value in self._private_state().items():
             state[f"private/{name}"] = value
 

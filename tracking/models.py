@@ -35,6 +35,9 @@ def log_version(server: Server, run_dir: Path, mapper: Mapper, version: int, run
     try:
         if mapper.opened is None or mapper.ready is None:
             raise NoModel("the run has no model yet")
+        job = Job.model_validate(mapper.opened.job)
+        if job.strategy.shares_logits:
+            raise NoModel(f"with {job.strategy.name} every silo has a model of its own, which stays there")
         tags = tags_of(mapper.opened, mapper.ready, mapper.rounds.get(version), version)
         model_id = _find(server, runs[0], tags)
         if model_id is None:

@@ -116,7 +116,7 @@ def _documents(job: Job, asked: Asked) -> Mapping[str, Path]:
 
     if not asked.silos_dir.is_dir():
         raise BadInput(f"{asked.silos_dir}: no such folder; say with --silos-dir where the silos are")
-    return check_silos(asked.silos_dir, job.silos, job.task.dataset)
+    return check_silos(asked.silos_dir, job.silos, job.datasets)
 
 
 def _new_folder(out: Path | None, name: str) -> Path:

@@ -131,7 +131,7 @@ def _check(command: Command, job: Job) -> None:
     if command.silos_dir is not None:
         from silos.directory import check_silos
 
-        check_silos(command.silos_dir, job.silos, job.task.dataset)
+        check_silos(command.silos_dir, job.silos, job.datasets)
     elif command.address is None:
         folder = command.job_file.parent / "silos"
         raise BadInput(f"{folder}: no such folder; say with --silos-dir where the silos are")

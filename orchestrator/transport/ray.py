@@ -196,5 +196,5 @@ def _documents(job: Job, options: RunOptions) -> dict[str, str] | None:
         return None
     from silos.directory import check_silos
 
-    found = check_silos(options.silos_dir, job.silos, job.task.dataset)
+    found = check_silos(options.silos_dir, job.silos, job.datasets)
     return {name: str(path.absolute()) for name, path in found.items()}

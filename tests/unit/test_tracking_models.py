@@ -158,3 +158,17 @@ def test_a_model_that_cannot_be_made_is_said_and_stops_nothing(tmp_path: Path, a
     assert follower.cursor.models == {"1": "none: ImportError: no module named 'my_pkg'"}
     tags = follower._connect().client.get_run(follower.cursor.runs[""]).data.tags
     assert tags["siloray.no_model.1"] == "ImportError: no module named 'my_pkg'"
+
+
+def test_without_a_model_of_the_federation_none_is_logged(tmp_path: Path) -> None:
+    """FedMD: what is shared are logits of public rows."""
+    recorder = Recorder(tmp_path / "run", job(1, strategy={"name": "fedmd", "public": "public"}))
+    recorder.open()
+    recorder.round(1)
+    recorder.close(1)
+    follower = Follower(recorder.run_dir, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    while not follower.done:
+        follower.step()
+    assert follower.cursor.models == {
+        "1": "none: with fedmd every silo has a model of its own, which stays there"
+    }
