@@ -10,11 +10,14 @@ from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
 from orchestrator.core.events import Event
 from orchestrator.core.messages import Reply, Request, SiloId
 from orchestrator.core.protocols import Channel, Observer
+from orchestrator.core.rounds import RoundPolicy
 from orchestrator.enrolment import Enrolment
 from orchestrator.global_model import GlobalModel
 from orchestrator.job import Job
+from orchestrator.pacing import Paces
 from orchestrator.scoreboard import Scoreboard
 from orchestrator.store import Store
+from orchestrator.weighing import Balance
 
 GIVE_UP = 10
 """A run that waits for silos or for space gives up after so many times the patience; the same command goes on.
@@ -48,6 +51,9 @@ class Attempt:
         """Silo -> its updates that are in the model, and the local steps in them."""
         self.assessed: dict[SiloId, events.SiloAssessed] = {}
         """The last that each silo found, of whichever version."""
+        self.balance, self.paces = Balance(job), Paces(job)
+        self.told_mode = False
+        """Whether the world knows which mode ``auto`` has chosen."""
         self._waiting_since: float | None = None
         self._said: Set[SiloId] | None = None
         """Which of the awaited silos will join later, when it was last told whom the run waits for."""
@@ -65,6 +71,21 @@ class Attempt:
             times, steps = self.given.get(each.silo, (0, 0))
             self.folded[each.silo] = each.base_version
             self.given[each.silo] = times + 1, steps + each.num_steps
+        self.balance.take(closed)
+        self.paces.take(closed)
+
+    def policy(self) -> RoundPolicy:
+        """The numbers of the next round; tells which mode ``auto`` has chosen, once."""
+        choice = self.paces.choice
+        if choice is not None and not self.told_mode:
+            self.told_mode = True
+            self.emit(
+                events.ModeChosen(
+                    version=choice.version, mode=choice.mode, reason=choice.reason, seconds=choice.seconds
+                )
+            )
+        relaxed = choice is not None and choice.mode == "semi_sync"
+        return self.job.rounds.relaxed(self.job.policy) if relaxed else self.job.policy
 
     def refuse(self, silo: SiloId, version: int, code: str, reason: str) -> None:
         self.emit(events.UpdateRefused(silo=silo, version=version, code=code, reason=reason))

@@ -22,6 +22,7 @@ class Call:
     silo: SiloId
     request: Work
     deliver: Deliver
+    began_at: float
     alive_at: float
     task: "asyncio.Task[None] | None" = None
     given_up: bool = False
@@ -46,7 +47,8 @@ class Calls:
 
     def start(self, silo: SiloId, request: Work, deliver: Deliver | None = None) -> Call:
         """Replaces the silo's call in hand, whose answer is no longer current."""
-        call = Call(silo, request, deliver or self.deliver, self.clock())
+        now = self.clock()
+        call = Call(silo, request, deliver or self.deliver, began_at=now, alive_at=now)
         self.by_silo[silo] = call
         call.task = asyncio.create_task(self._carry(call))
         if self._watch is None:

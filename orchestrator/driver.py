@@ -6,7 +6,6 @@ before it is durable.
 """
 
 import asyncio
-import contextlib
 import math
 import time
 from collections import deque
@@ -18,26 +17,19 @@ from orchestrator.calls import Call, Calls
 from orchestrator.core import events
 from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
 from orchestrator.core.faults import fault
-from orchestrator.core.messages import (
-    Ping,
-    Progress,
-    Refused,
-    Reply,
-    SiloId,
-    Stop,
-    Train,
-    Update,
-)
+from orchestrator.core.messages import CohortInfo, Ping, Progress, Refused, Reply, SiloId, Train, Update
 from orchestrator.core.protocols import Channel, Observer
 from orchestrator.core.rounds import Rounds
 from orchestrator.ending import Outcome, fail, finish
+from orchestrator.errands import Errands
 from orchestrator.fetching import Fetching
 from orchestrator.gate import Expected, flaw
 from orchestrator.job import Job
 from orchestrator.opening import Opening
 from orchestrator.pipeline import Combined, UpdateUnfit
-from orchestrator.records import contributors
+from orchestrator.records import contributors, timed
 from orchestrator.store import DiskFull, LeaseLost, Store, checkpoint_name
+from orchestrator.weighing import cohort_of
 
 MAX_SEEN = 1_000
 """Events of the channel that wait for the run to open."""
@@ -71,7 +63,7 @@ class Driver:
         self._ending: tuple[str, str] | None = None
         self._stop_asked = False
         self._seen: deque[events.Event] = deque(maxlen=MAX_SEEN)
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = Errands(attempt)
         self._bytes_down = self._broadcast_bytes = 0
         self._began_at = self._opened_at = self._arrived_at = clock()
 
@@ -86,7 +78,7 @@ class Driver:
             while self._ending is None:
                 await self._turn()
             for silo in list(self.calls.by_silo):
-                self._cancel(silo)
+                self._errands.cancel(silo)
             return await finish(self.attempt, *self._ending)
         except BadInput as error:
             return await fail(self.attempt, 2, str(error))
@@ -136,8 +128,9 @@ class Driver:
         """Open the next round and set its silos to work."""
         now = self._opened_at = self._arrived_at = self.clock()
         candidates = set(self.job.training) - self.enrolment.declined.keys()
+        self.rounds.policy = self.attempt.policy()
         for silo in self.rounds.open(candidates, now):
-            self._cancel(silo)
+            self._errands.cancel(silo)
         broadcast = self.job.strategy.broadcast(self.model.state)
         self._published = await self.channel.publish(broadcast)
         self._broadcast_bytes = sum(part.nbytes for part in broadcast.values())
@@ -164,6 +157,7 @@ class Driver:
             model=self._published,
             model_digest=self.model.lineage,
             counted=self._counted(silo),
+            num_steps=self.attempt.paces.steps(silo),
             inline=INLINE,
             keep=tuple(update.version for update in self.rounds.buffer if update.silo == silo),
         )
@@ -179,6 +173,7 @@ class Driver:
         if self._ending is not None:
             return
         self._launch()
+        self._call_in()
         if self.rounds.due(self.enrolment.online, self.clock()):
             self.attempt.go_on()
             await self._close()
@@ -187,10 +182,16 @@ class Driver:
         else:
             self.attempt.go_on()
 
+    def _call_in(self) -> None:
+        """From the deadline on, silos at work hand in what they have done, if the job wants that."""
+        if self.rounds.policy.hand_in_s is not None and self.clock() >= self.rounds.deadline:
+            for silo, version in self.rounds.in_flight.items():
+                self._errands.hand_in(silo, version)
+
     def _pause_s(self) -> float:
         longest = min(1.0, self.attempt.patience_s / 4) if self.attempt.waiting else 5.0
-        left = self.rounds.deadline - self.clock()
-        return min(longest, left) if left > 0 else longest
+        now = self.clock()
+        return min(longest, self.rounds.next_moment(now) - now)
 
     async def _next(self, timeout_s: float) -> None:
         """Take what has arrived, or return after ``timeout_s`` seconds."""
@@ -250,10 +251,11 @@ class Driver:
             self._unfit(call.silo, call.request.version, *found)
             return
         staleness = self.rounds.version - update.version
-        if not self.rounds.arrived(update):
+        now = self.clock()
+        if not self.rounds.arrived(timed(update, now - call.began_at), now):
             self.attempt.refuse(update.silo, update.version, "stale", f"arrived {staleness} versions late")
             return
-        self._arrived_at = self.clock()
+        self._arrived_at = now
         self.attempt.emit(events.UpdateArrived(silo=update.silo, version=update.version, staleness=staleness))
         fault("update.arrived")
 
@@ -279,24 +281,18 @@ class Driver:
         if folded is None:
             self._wake()
             return
-        updates, combined = folded
+        updates, cohort, combined = folded
         fault("round.folded")
         for update in updates:
             self.board.report(update.silo, update.version, update.metrics)
         figures = self.board.figures(self.rounds.version)
         stepping = self.clock()
-        norm = await self.model.advance(combined, updates)
+        norm = await self.model.advance(combined, updates, cohort)
         self.attempt.space_found()
         now = self.clock()
         closed = events.RoundClosed(
             version=self.model.version,
-            contributors=contributors(
-                updates,
-                self._discounts(updates),
-                combined.norms,
-                self.rounds.version,
-                self._broadcast_bytes,
-            ),
+            contributors=contributors(updates, combined, self.rounds.version, self._broadcast_bytes),
             evaluated=figures,
             seconds={
                 "wait": self._arrived_at - self._opened_at,
@@ -316,7 +312,7 @@ class Driver:
         self.model.commit(closed, lambda: self.attempt.observe(closed), self.attempt.disk_full)
         fault("round.closed")
 
-    async def _fold(self) -> tuple[list[Update], Combined] | None:
+    async def _fold(self) -> tuple[list[Update], CohortInfo, Combined] | None:
         """Fold what the round holds. Updates that turn out unfit or lost are left out; None if what remains is
         not enough, and the round stays open."""
         while True:
@@ -324,7 +320,8 @@ class Driver:
             try:
                 self._check_metrics(updates)
                 fetch = Fetching(self.attempt, self._fetch_s())
-                return updates, await self.model.fold(updates, self._discounts(updates), fetch)
+                cohort = cohort_of(self.attempt.balance, updates, self.rounds.version + 1, self.rounds.policy)
+                return updates, cohort, await self.model.fold(updates, cohort, fetch)
             except UpdateUnfit as unfit:
                 self.rounds.give_back([each for each in updates if each is not unfit.update])
                 self._unfit(unfit.update.silo, unfit.update.version, unfit.code, unfit.reason)
@@ -347,9 +344,6 @@ class Driver:
         for update in (each for each in updates if each.silo == lost.silo):
             self.rounds.perished(update)
             self._lost(update.silo, update.version, lost.why)
-
-    def _discounts(self, updates: Sequence[Update]) -> list[float]:
-        return [self.rounds.policy.discount(self.rounds.version - update.version) for update in updates]
 
     def _fetch_s(self) -> float:
         """How long an update may take to come: to the round's deadline, and a patience where that is near or over."""
@@ -388,16 +382,6 @@ class Driver:
         raise self.attempt.cannot_without(awaited, what)
 
     # words to others
-
-    def _cancel(self, silo: SiloId) -> None:
-        """Its work can no longer be used; it is busy until it answers."""
-        task = asyncio.create_task(self._send_stop(silo))
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
-
-    async def _send_stop(self, silo: SiloId) -> None:
-        with contextlib.suppress(SiloLost):
-            await self.channel.call(silo, Stop(run_id=self.attempt.run_id, epoch=self.attempt.store.epoch))
 
     def _deliver(self, call: Call, reply: Reply | SiloLost) -> None:
         self._inbox.put_nowait((call, reply))

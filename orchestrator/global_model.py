@@ -18,7 +18,7 @@ from orchestrator.core.messages import CohortInfo, Update
 from orchestrator.core.protocols import State
 from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
-from orchestrator.pipeline import Combined, Fetch, incoming, shares_of
+from orchestrator.pipeline import Combined, Fetch, incoming
 from orchestrator.privacy.clip import norm_of
 from orchestrator.store import DiskFull, Store
 
@@ -54,9 +54,10 @@ class GlobalModel:
         """Parts and sizes of an update."""
         return self.job.strategy.layout(self.state)
 
-    async def fold(self, updates: Sequence[Update], discounts: Sequence[float], fetch: Fetch) -> Combined:
+    async def fold(self, updates: Sequence[Update], cohort: CohortInfo, fetch: Fetch) -> Combined:
         """Combine updates that are in the order of the sum. Raises `UpdateUnfit` and `SiloLost`."""
-        return await incoming(self.job, updates, discounts, fetch, self._buffer(sum(self.layout.values())))
+        weights, out = self.job.strategy.weigh(cohort), self._buffer(sum(self.layout.values()))
+        return await incoming(self.job, updates, weights, fetch, out)
 
     def _buffer(self, size: int) -> Vector:
         """Memory that the state does not use."""
@@ -68,16 +69,11 @@ class GlobalModel:
         self._buffers = [*self._buffers[-1:], np.empty(size, np.float32)]
         return self._buffers[-1]
 
-    async def advance(self, combined: Combined, updates: Sequence[Update]) -> float:
+    async def advance(self, combined: Combined, updates: Sequence[Update], cohort: CohortInfo) -> float:
         """Step to the next version; the Euclidean norm of the mean delta. Waits until the version before is
         durable, because its memory is written over."""
         await self.committed()
-        info = CohortInfo(
-            num_silos=len(self.job.training),
-            weights=tuple(shares_of(updates)),
-            scalars=tuple(update.scalars for update in updates),
-        )
-        norm = await asyncio.to_thread(self._step, combined.parts, info)
+        norm = await asyncio.to_thread(self._step, combined.parts, cohort)
         self.version += 1
         self.lineage = _digest(
             self.lineage, *(_identity(u, n) for u, n in zip(updates, combined.norms, strict=True))
@@ -85,10 +81,10 @@ class GlobalModel:
         fault("state.stepped")
         return norm
 
-    def _step(self, parts: Parts, info: CohortInfo) -> float:
-        norm = norm_of(parts["delta"])
-        self.state = self.job.strategy.step(self.state, parts, info)
-        return norm
+    def _step(self, parts: Parts, cohort: CohortInfo) -> float:
+        before, norm = self.state["params"], norm_of(parts["delta"]) if "delta" in parts else None
+        self.state = self.job.strategy.step(self.state, parts, cohort)
+        return norm_of(self.state["params"] - before) if norm is None else norm
 
     def commit(
         self, event: Event, durable: Callable[[], None], full: Callable[[str], Awaitable[None]]

@@ -4,7 +4,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -16,9 +16,12 @@ from orchestrator.core.rounds import RoundPolicy
 from orchestrator.local import Local
 from orchestrator.privacy.clip import Clip
 from orchestrator.report import ReportSettings
+from orchestrator.round_settings import RoundSettings
 from orchestrator.strategies.apfl import Apfl
+from orchestrator.strategies.area import Area
 from orchestrator.strategies.diloco import DiLoCo
 from orchestrator.strategies.ditto import Ditto
+from orchestrator.strategies.fedasync import FedAsync
 from orchestrator.strategies.fedavg import FedAvg
 from orchestrator.strategies.fedbn import FedBN
 from orchestrator.strategies.feddyn import FedDyn
@@ -36,7 +39,7 @@ from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.task import Task
 from orchestrator.transfer import Adapters, StartFrom
 
-Averaged = FedAvg | FedProx | Scaffold | FedNova | FedDyn | Moon | DiLoCo
+Averaged = FedAvg | FedProx | Scaffold | FedNova | FedDyn | Moon | DiLoCo | FedAsync | Area
 """One model for all."""
 Adapted = Fomaml | PerFedAvg | MetaSgd | Reptile
 """A model from which each silo goes on."""
@@ -47,89 +50,9 @@ Transform = Clip
 Codec = Annotated[Raw | Bf16, Field(discriminator="name")]
 Combiner = Mean
 
-Mode = Literal["sync", "over_selected", "quorum", "semi_sync", "async", "fedasync"]
-
 
 class _Spec(BaseModel, frozen=True, extra="forbid"):
     pass
-
-
-class RoundSettings(_Spec, frozen=True):
-    """How many rounds, and the mode: a preset for the numbers below, each of which may be given as well.
-
-    ``sync`` waits for the cohort. ``over_selected`` draws 1.2 times as many as it waits for. ``quorum`` closes
-    at its deadline with three quarters. ``semi_sync`` closes on three quarters and takes the late ones, once
-    stale, next time. ``async`` closes on half the cohort (FedBuff). ``fedasync`` closes on each update.
-
-    The first three close without silos whose update is refused, as long as three quarters of the cohort are
-    left; the others with any one silo. ``min_updates`` replaces both numbers.
-    """
-
-    mode: Mode = "sync"
-    total: int = Field(ge=1)
-    cohort: int | None = Field(default=None, ge=1)
-    """Silos drawn for a version; default all."""
-    buffer: int | None = Field(default=None, ge=1)
-    """Updates on which a round closes."""
-    min_updates: int | None = Field(default=None, ge=1)
-    """Fewest silos in an average, whoever is refused, declines or is lost: a round that cannot have so many ends
-    the run. With so many a round closes at its deadline, or when nothing more can come."""
-    max_staleness: int | None = Field(default=None, ge=0)
-    staleness_exponent: float = Field(default=0.5, ge=0)
-    deadline_s: float | None = Field(default=None, gt=0)
-    max_attempts: int = Field(default=3, ge=1)
-    """Trainings that a silo may start on one version."""
-    patience_s: float = Field(default=120.0, gt=0)
-    """A silo that shows no progress for so long is restarted; a run that waits for silos gives up after ten
-    times as long (and resumes with the same command), not counting time in which one of them says that it is
-    closed or works for another run. Updates have as long to come when their round's deadline is over."""
-
-    @model_validator(mode="after")
-    def _deadline(self) -> Self:
-        if self.mode == "quorum" and self.deadline_s is None:
-            raise ValueError("mode 'quorum' needs 'deadline_s' (seconds that a round may last)")
-        return self
-
-    def policy(self, num_silos: int, required: frozenset[str]) -> RoundPolicy:
-        """The numbers for this many silos."""
-        cohort = min(self.cohort or num_silos, num_silos)
-        buffer, fewest, staleness = self._preset(cohort)
-        buffer = self.buffer or buffer
-        fewest = self.min_updates or min(fewest, buffer)
-        return RoundPolicy(
-            cohort_size=cohort,
-            buffer_size=buffer,
-            min_updates=fewest,
-            min_silos=self.min_updates or min(fewest, _most(cohort)),
-            max_staleness=staleness if self.max_staleness is None else self.max_staleness,
-            staleness_exponent=self.staleness_exponent,
-            deadline_s=self.deadline_s,
-            max_attempts=self.max_attempts,
-            required=required,
-        )
-
-    def _preset(self, cohort: int) -> tuple[int, int, int]:
-        """Buffer, fewest updates, staleness."""
-        most = _most(cohort)
-        match self.mode:
-            case "sync":
-                return cohort, cohort, 0
-            case "over_selected":
-                wanted = max(1, int(cohort / 1.2))
-                return wanted, wanted, 0
-            case "quorum":
-                return cohort, most, 0
-            case "semi_sync":
-                return most, 1, 1
-            case "async":
-                return max(1, cohort // 2), 1, 10
-            case "fedasync":
-                return 1, 1, 100
-
-
-def _most(cohort: int) -> int:
-    """Three quarters."""
-    return max(1, round(0.75 * cohort))
 
 
 class Stop(_Spec, frozen=True):
@@ -246,6 +169,12 @@ class Job(_Spec, frozen=True):
         """Data sets that every silo must have."""
         public = (self.strategy.public,) if isinstance(self.strategy, FedMD) else ()
         return (self.task.dataset, *public)
+
+    @property
+    def corrects_rates(self) -> bool:
+        """Whether silos that deliver rarely count for more when they do."""
+        rounds = self.rounds
+        return rounds.rate_correction or (rounds.mode == "auto" and self.strategy.reweighs)
 
     def sample(self, version: int, candidates: Any, size: int) -> set[str]:
         """The cohort draw for a version: keyed by the seed, so that a resumed run draws the same."""

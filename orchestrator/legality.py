@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from orchestrator import round_legality
 from orchestrator.strategies.apfl import Apfl
 from orchestrator.strategies.ditto import Ditto
 from orchestrator.strategies.feddyn import FedDyn
 from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.meta_sgd import MetaSgd
 from orchestrator.strategies.reptile import Reptile
-from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.strategies.server import Sgd
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def refusals(job: "Job") -> Iterator[str]:
         yield "combine: masks cancel only within one version, so rounds.max_staleness must be 0"
     if job.combine.sealed and not job.codec.linear:
         yield f"codec: {job.codec.name} packets do not add up, so they cannot be summed unopened"
+    yield from round_legality.refusals(job)
     if any(glob in job.private for glob in job.shared):
         yield "shared: a glob stands in 'private' as well"
     if job.strategy.halves and job.local.batch_size < 2:
@@ -99,8 +100,7 @@ def _of_logits(job: "Job") -> Iterator[str]:
 
 def warnings(job: "Job") -> Iterator[str]:
     """What is legal but probably not meant."""
-    if isinstance(job.strategy, Scaffold) and job.policy.max_staleness > 0:
-        yield "SCAFFOLD's control variates refer to an older model when rounds.max_staleness > 0"
+    yield from round_legality.warnings(job)
     if isinstance(job.strategy, FedNova) and not job.local.optimizer.is_sgd:
         yield (
             f"FedNova averages the gradients that {job.local.optimizer.name} met, not its steps: where all silos have "

@@ -93,6 +93,10 @@ class Local(_Spec, frozen=True):
         """Epochs of a training that is not counted in steps."""
         return self.epochs or 1
 
+    def num_steps(self, num_examples: int) -> int:
+        """Batches of one training on so many rows."""
+        return self.steps or self.num_epochs * max(1, -(-num_examples // self.batch_size))
+
 
 class FineTune(_Spec, frozen=True):
     """How a silo makes the final model its own: so many ``steps``, or ``epochs``, on its training rows."""

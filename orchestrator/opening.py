@@ -52,6 +52,8 @@ class Opening:
                     self._check_start(event.started_from)
                 case events.SiloAssessed():
                     self.attempt.assessed[event.silo] = event
+                case events.ModeChosen():
+                    self.attempt.told_mode = event.version <= self.attempt.model.version
                 case events.RoundClosed():
                     closed[event.version] = event
                 case events.Rewound():

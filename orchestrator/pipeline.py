@@ -51,6 +51,8 @@ class Combined:
     parts: Parts
     norms: list[float]
     """Euclidean norm of each update, in the order of the sum."""
+    weights: Sequence[float]
+    """What each was multiplied by."""
     seconds: dict[str, float] = field(default_factory=dict)
     """``transfer``: waiting for blocks; ``fold``: merging them."""
 
@@ -64,16 +66,16 @@ def outgoing(job: Job, silo: str, version: int, parts: Parts, kept: MutableMappi
 
 
 async def incoming(
-    job: Job, updates: Sequence[Update], discounts: Sequence[float], fetch: Fetch, out: Vector
+    job: Job, updates: Sequence[Update], weights: Sequence[float], fetch: Fetch, out: Vector
 ) -> Combined:
-    """The driver's half: fold the updates, which are in the order of the sum, into ``out``.
+    """The driver's half: fold the updates, which are in the order of the sum, into ``out``; each is multiplied by its
+    weight.
 
     Raises `UpdateUnfit` for an update with a non-finite or too large norm; ``out`` is then worthless, and the
     caller folds again without it.
     """
     layout = Layout(*(tuple(column) for column in zip(*updates[0].layout, strict=True)))
-    shares = _shares(updates, discounts)
-    folded = _Folded(job, updates, shares, out)
+    folded = _Folded(job, updates, weights, out)
     waited = perf_counter()
     async for start, stop, packets in _prefetched(updates, fetch, layout.size):
         folded.seconds["transfer"] += perf_counter() - waited
@@ -82,7 +84,8 @@ async def incoming(
     folded.check()
     for number, transform in reversed(list(enumerate(job.privacy))):
         out = transform.finish(out, len(updates), rng_of(job.seed, "finish", number, updates[0].version))
-    return Combined(layout.unpack(out), [math.sqrt(each) for each in folded.squared], folded.seconds)
+    norms = [math.sqrt(each) for each in folded.squared]
+    return Combined(layout.unpack(out), norms, weights, folded.seconds)
 
 
 def packet_flaw(job: Job, packet: Packet, size: int) -> str | None:
@@ -97,20 +100,9 @@ def packet_flaw(job: Job, packet: Packet, size: int) -> str | None:
     return None
 
 
-def shares_of(updates: Sequence[Update]) -> list[float]:
-    """Normalised weights."""
-    total = math.fsum(update.weight for update in updates)
-    return [update.weight / total for update in updates]
-
-
-def _shares(updates: Sequence[Update], discounts: Sequence[float]) -> list[float]:
-    """What each vector is multiplied by: the discount scales the vector, for in the weight it would cancel."""
-    return [share * discount for share, discount in zip(shares_of(updates), discounts, strict=True)]
-
-
 class _Folded:
-    def __init__(self, job: Job, updates: Sequence[Update], shares: Sequence[float], out: Vector) -> None:
-        self.job, self.updates, self.shares, self.out = job, updates, shares, out
+    def __init__(self, job: Job, updates: Sequence[Update], weights: Sequence[float], out: Vector) -> None:
+        self.job, self.updates, self.weights, self.out = job, updates, weights, out
         self.seeds = [seed_of(job.seed, "codec", update.version, update.silo) for update in updates]
         self.squared = [0.0] * len(updates)
         self.seconds = {"transfer": 0.0, "fold": 0.0}
@@ -124,7 +116,7 @@ class _Folded:
         out = self.out[start:stop]
         for low, high in blocks(stop - start, CACHED):
             rows = [self._row(i, packet, low, high) for i, packet in enumerate(packets)]
-            self.job.combine.merge(rows, self.shares, out[low:high])
+            self.job.combine.merge(rows, self.weights, out[low:high])
         self.seconds["fold"] += perf_counter() - began
 
     def _row(self, i: int, packet: Packet, low: int, high: int) -> Vector:

@@ -1,26 +1,27 @@
 """What is written down about the updates that went into a version."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.core.events import Contributor
 from orchestrator.core.messages import Update
 from orchestrator.core.metrics import values
-from orchestrator.pipeline import shares_of
+from orchestrator.pipeline import Combined
 
 
 def contributors(
-    updates: Sequence[Update],
-    discounts: Sequence[float],
-    norms: Sequence[float],
-    version: int,
-    broadcast_bytes: int,
+    updates: Sequence[Update], combined: Combined, version: int, broadcast_bytes: int
 ) -> list[Contributor]:
     """One entry per update, in the order of the sum; ``version`` is the one that the round opened with."""
-    rows = zip(updates, shares_of(updates), discounts, norms, strict=True)
-    return [
-        _contributor(update, share * discount, norm, version, broadcast_bytes)
-        for update, share, discount, norm in rows
-    ]
+    rows = zip(updates, combined.weights, combined.norms, strict=True)
+    return [_contributor(update, weight, norm, version, broadcast_bytes) for update, weight, norm in rows]
+
+
+def timed(update: Update, took_s: float) -> Update:
+    """With what the call took besides the silo's own work, as far as the driver can see it."""
+    transfer_s = max(0.0, took_s - math.fsum(update.seconds.values()))
+    return replace(update, seconds={**update.seconds, "transfer": transfer_s})
 
 
 def _contributor(update: Update, weight: float, norm: float, version: int, bytes_down: int) -> Contributor:

@@ -13,6 +13,7 @@ from orchestrator.core.events import (
     DriftAlarm,
     Event,
     Figures,
+    ModeChosen,
     Rewound,
     RoundClosed,
     RunAssessed,
@@ -35,7 +36,7 @@ SUMMARY = "summary.json"
 
 _CONTRIBUTOR = {"silo", "weight", "staleness", "base_version", "num_examples", "num_steps", "norm"}
 _KNOWN = {
-    *("run_opened", "simulated", "rewound", "run_closed", "round_closed", "version_evaluated"),
+    *("run_opened", "simulated", "rewound", "run_closed", "round_closed", "version_evaluated", "mode_chosen"),
     *("silo_assessed", "run_assessed", "contributions_found", "drift_alarm"),
     *("silo_joined", "silo_down", "silo_declined", "silo_busy", "update_refused", "call_refused"),
 }
@@ -68,6 +69,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         **_identity(seen),
         "initial": {"metrics": _metrics(seen.figures.get(0))},
         "versions": [_version(seen, version) for version in sorted(seen.rounds)],
+        "mode": _fields(seen.mode, "version", "mode", "reason", "seconds") if seen.mode else None,
         "refused": [_fields(each, "version", "silo", "code", "reason") for each in seen.refused],
         "lost": [_fields(each, "version", "silo", "why", "time") for each in seen.lost],
         "declined": [_fields(each, "silo", "code", "reason") for each in seen.declined.values()],
@@ -106,6 +108,8 @@ class _Seen:
     rounds: dict[int, RoundClosed] = field(default_factory=dict)
     figures: dict[int, Figures] = field(default_factory=dict)
     best: int | None = None
+    mode: ModeChosen | None = None
+    """What ``mode: auto`` came to."""
     joined: dict[str, SiloJoined] = field(default_factory=dict)
     refused: list[UpdateRefused] = field(default_factory=list)
     lost: list[SiloDown] = field(default_factory=list)
@@ -149,6 +153,8 @@ class _Seen:
                 self._evaluate(event)
             case VersionEvaluated():
                 self._evaluate(event)
+            case ModeChosen():
+                self.mode = event
             case RunClosed():
                 self.closed = event
             case _:
@@ -181,6 +187,7 @@ class _Seen:
         self.figures = {each: figures for each, figures in self.figures.items() if each <= version}
         self.best = self.best if self.best in self.figures else None
         self.alarms = [each for each in self.alarms if each.version <= version]
+        self.mode = self.mode if self.mode and self.mode.version <= version else None
 
     def _evaluate(self, event: RoundClosed | VersionEvaluated) -> None:
         self.figures[event.evaluated.version] = event.evaluated

@@ -246,6 +246,8 @@ class Silo:
         if stored and stored[0].model_digest == request.model_digest:
             again = replace(stored[0], attempt=request.attempt, epoch=request.epoch)
             return self._reply(again, stored[1], request, run)
+        if request.num_steps is not None and not (run.job.rounds.asks_for_steps and request.num_steps > 0):
+            return self._refused("job", f"asks for {request.num_steps} steps, which the job does not foresee")
         self._cancelled.clear()
         self._outbox.make_room(request.keep)
         state = self._state(request)

@@ -12,6 +12,7 @@ from orchestrator.core.events import (
     DriftAlarm,
     Event,
     Figures,
+    ModeChosen,
     ModelReady,
     RoundClosed,
     RunAssessed,
@@ -78,6 +79,8 @@ class Mapper:
             case UpdateRefused():
                 self._refused[event.silo] += 1
                 self._codes[event.code] += 1
+            case ModeChosen():
+                return {RUN: Rows(tags={"siloray.mode": f"{event.mode}: {event.reason}"[:MAX_TAG]})}
             case Waiting():
                 self._waiting = True
                 whom = ", ".join(event.silos) or "space"

@@ -13,6 +13,7 @@ from orchestrator.core.events import (
     CallRefused,
     DriftAlarm,
     Event,
+    ModeChosen,
     ModelReady,
     RoundClosed,
     RunOpened,
@@ -84,7 +85,8 @@ class Picture:
         self._live = live
 
     def __call__(self, line: Mapping[str, Any], event: Event, view: View) -> None:
-        if isinstance(event, SiloDown | SiloDeclined | SiloBusy | UpdateRefused | CallRefused | DriftAlarm):
+        loud = ModeChosen | SiloDown | SiloDeclined | SiloBusy | UpdateRefused | CallRefused | DriftAlarm
+        if isinstance(event, loud):
             self.tell(sentence(event, view))
 
     def tell(self, text: str) -> None:
@@ -123,6 +125,8 @@ def sentence(event: Event, view: View) -> str:
             return f"starts from {_source(began.source)}: {len(began.loaded)} tensors loaded{left}"
         case RoundClosed():
             return _round(event, view)
+        case ModeChosen():
+            return f"goes on in mode {event.mode}: {words.one_line(event.reason)}"
         case SiloDown():
             return f"{event.silo} lost in round {view.round}: {words.one_line(event.why)}"
         case UpdateRefused():

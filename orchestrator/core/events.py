@@ -47,7 +47,7 @@ class Contributor(BaseModel, frozen=True):
     base_version: int
     staleness: int
     weight: float
-    """Normalised share of the sum, staleness discount included."""
+    """What the update was multiplied by in the sum: its share, discounts and corrections included."""
     num_examples: int
     num_steps: int
     norm: float
@@ -57,7 +57,7 @@ class Contributor(BaseModel, frozen=True):
     train: dict[str, float] = {}
     """Figures over the batches trained on (``loss``)."""
     seconds: dict[str, float] = {}
-    """By phase at the silo: load, evaluate, train, pack."""
+    """By phase at the silo: load, evaluate, train, report, pack; and ``transfer``: the way there and back."""
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -206,6 +206,17 @@ class Waiting(_Event):
     until_s: float | None
     """Seconds from now until the run gives up (it can be resumed); None: as long as one of these silos says that
     it will join later."""
+
+
+class ModeChosen(_Event):
+    """``mode: auto`` has measured the silos up to this version, and goes on as it found best."""
+
+    type: Literal["mode_chosen"] = "mode_chosen"
+    version: int
+    mode: Literal["sync", "semi_sync"]
+    reason: Reason
+    seconds: dict[str, float]
+    """Of one training, as the job means it, by silo."""
 
 
 class RoundOpened(_Event):
@@ -415,6 +426,7 @@ Event = Annotated[
     | SiloBusy
     | CallRefused
     | Waiting
+    | ModeChosen
     | RoundOpened
     | SiloLaunched
     | SiloProgress

@@ -273,6 +273,13 @@ class CohortInfo:
     weights: tuple[float, ...]
     """Normalised weights, staleness discount not included; they sum to one."""
     scalars: tuple[dict[str, float], ...]
+    factors: tuple[float, ...] = ()
+    """What the rounds' rules multiply the updates by, besides their weights: the discount of stale ones, and the
+    correction for silos that deliver rarely. Empty: nothing."""
+    staleness: tuple[int, ...] = ()
+    """Versions by which each is late."""
+    mass: float = 1.0
+    """Weight of all updates together, in that of all silos of the job."""
 
     @property
     def share(self) -> float:

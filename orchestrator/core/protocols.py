@@ -134,6 +134,11 @@ class Strategy(Protocol):
     """``params`` are no parameters but logits of public rows, and every silo has a network of its own."""
     step_invariant: ClassVar[bool]
     """Where it converges to does not depend on how many local steps the silos make."""
+    reweighs: ClassVar[bool]
+    """Its updates may be weighted by how rarely their silos deliver. Not where each is a difference to what the silo
+    remembers, nor where the strategy has weights of its own."""
+    sends_model: ClassVar[bool]
+    """Silos report parameters, not differences to those received: far longer vectors."""
     whole: ClassVar[bool]
     """The driver needs whole updates side by side; no sum will do."""
     halves: ClassVar[bool]
@@ -149,6 +154,10 @@ class Strategy(Protocol):
 
     def step(self, state: State, mean: Parts, cohort: CohortInfo) -> State:
         """The next state. ``mean`` may be overwritten and returned; ``state`` must stay as it is."""
+        ...
+
+    def weigh(self, cohort: CohortInfo) -> Sequence[float]:
+        """What each update is multiplied by in the sum that `step` gets."""
         ...
 
     def layout(self, state: State) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """When silos train and when a round closes. Pure: no clock, no I/O, no randomness.
 
 Opening version ``v`` draws a cohort. A member that is online, idle and has not yet delivered on ``v`` may
-train. The round closes on ``buffer_size`` updates no staler than ``max_staleness``; or at the deadline, or
-when nothing more can come, if it holds ``min_updates``. Silos whose update the gate refused are not waited for.
+train. The round closes on ``buffer_size`` updates no staler than ``max_staleness``, or a ``grace`` later; or at
+the deadline, or when nothing more can come, if it holds ``min_updates``. Silos whose update the gate refused are
+not waited for.
 No average is of fewer than ``min_silos`` silos, whoever is refused, declines or is lost. Synchronous,
 semi-synchronous and asynchronous training are settings of these numbers (DESIGN section 5).
 """
@@ -33,7 +34,11 @@ class RoundPolicy(BaseModel, frozen=True, extra="forbid"):
     """Fewest silos in an average: two updates of one silo count once."""
     max_staleness: int = Field(default=0, ge=0)
     staleness_exponent: float = Field(default=0.5, ge=0)
+    grace: float = Field(default=0, ge=0)
+    """Share of the time that a full buffer took, for which the round then waits for the rest."""
     deadline_s: float | None = Field(default=None, gt=0)
+    hand_in_s: float | None = Field(default=None, gt=0)
+    """Silos at work at the deadline have so many seconds to hand in what is done; None: they are not asked to."""
     max_attempts: int = Field(default=3, ge=1)
     required: frozenset[SiloId] = frozenset()
     """A round does not close without these."""
@@ -50,6 +55,12 @@ class RoundPolicy(BaseModel, frozen=True, extra="forbid"):
         if len(self.required) > self.cohort_size:
             raise ValueError(f"{len(self.required)} required silos do not fit a cohort of {self.cohort_size}")
         return self
+
+    @property
+    def most_stale(self) -> int:
+        """Versions that an update can really be late: none where every round waits for its whole cohort."""
+        waits = self.buffer_size == self.cohort_size and self.deadline_s is None
+        return 0 if waits else self.max_staleness
 
     def discount(self, staleness: int) -> float:
         """Factor on the vector (not on its weight, where it would cancel): ``(1 + staleness) ** -a``.
@@ -74,13 +85,15 @@ class Rounds:
     """Silo -> newest version it delivered on."""
     attempts: Counter[SiloId] = field(default_factory=Counter)
     buffer: list[Update] = field(default_factory=list)
+    full_at: float | None = None
+    """When an arrival first filled the buffer of this round."""
     refused: set[SiloId] = field(default_factory=set)
     """Silos whose update of this version the gate refused: a full buffer does not wait for them."""
 
     def open(self, candidates: Collection[SiloId], now: float) -> list[SiloId]:
         """Open the next version; return the silos whose work can no longer be used."""
         self.version += 1
-        self.opened_at = now
+        self.opened_at, self.full_at = now, None
         self.attempts.clear()
         self.refused.clear()
         self.buffer = [update for update in self.buffer if self._usable(update.version)]
@@ -93,6 +106,23 @@ class Rounds:
     def deadline(self) -> float:
         return self.opened_at + self.policy.deadline_s if self.policy.deadline_s else math.inf
 
+    @property
+    def closing(self) -> float:
+        """When the round no longer waits for anybody: at the deadline, or when work must have been handed in."""
+        return self.deadline + (self.policy.hand_in_s or 0)
+
+    @property
+    def grace_over(self) -> float:
+        """When a round whose buffer is full closes without the rest."""
+        if self.full_at is None:
+            return self.opened_at
+        return min(self.full_at + self.policy.grace * (self.full_at - self.opened_at), self.closing)
+
+    def next_moment(self, now: float) -> float:
+        """When the passing of time alone may next change something; infinite if never."""
+        moments = (self.deadline, self.closing, self.grace_over)
+        return min((moment for moment in moments if moment > now), default=math.inf)
+
     def vacancies(self, online: Collection[SiloId]) -> list[SiloId]:
         """Cohort members that may start training now."""
         free = self.policy.cohort_size - len(self.in_flight)
@@ -104,7 +134,7 @@ class Rounds:
         self.in_flight[silo] = self.version
         self.attempts[silo] += 1
 
-    def arrived(self, update: Update) -> bool:
+    def arrived(self, update: Update, now: float) -> bool:
         """Buffer an update; False when it is too stale to use or the silo delivered on that version already."""
         if self.in_flight.get(update.silo) == update.version:
             del self.in_flight[update.silo]
@@ -112,6 +142,8 @@ class Rounds:
             return False
         self.delivered[update.silo] = update.version
         self.buffer.append(update)
+        if self.full_at is None and self._full:
+            self.full_at = now
         return True
 
     def lost(self, silo: SiloId) -> None:
@@ -142,14 +174,13 @@ class Rounds:
         self.buffer = [*updates, *self.buffer]
 
     def due(self, online: Collection[SiloId], now: float) -> bool:
-        """Whether the round closes now: full, or out of time or of hope with enough in hand."""
+        """Whether the round closes now: full and its grace over, or out of time or of hope with enough in hand."""
         if self.missing() or self.num_lacking():
             return False
-        if len(self.buffer) >= min(self.policy.buffer_size, len(self.cohort - self.refused)):
-            return True
-        expired = now >= self.deadline
         exhausted = not self.in_flight and not self.vacancies(online)
-        return (expired or exhausted) and len(self._delivered()) >= self.policy.min_updates
+        if self._full:
+            return exhausted or now >= self.grace_over
+        return (exhausted or now >= self.closing) and len(self._delivered()) >= self.policy.min_updates
 
     def missing(self) -> list[SiloId]:
         """Required silos that have not delivered a usable update."""
@@ -171,6 +202,10 @@ class Rounds:
     def hopeless(self, online: Collection[SiloId]) -> bool:
         """Nothing is on its way, nobody may start, and what there is does not suffice to close."""
         return not self.in_flight and not self.vacancies(online) and not self.due(online, self.opened_at)
+
+    @property
+    def _full(self) -> bool:
+        return len(self.buffer) >= min(self.policy.buffer_size, len(self.cohort - self.refused))
 
     def _delivered(self) -> set[SiloId]:
         """Silos with an update in the buffer."""

@@ -1,6 +1,6 @@
 """The halves that the FedAvg family shares; an algorithm overrides what it changes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field
@@ -32,6 +32,8 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
     contrasts: ClassVar[bool] = False
     shares_logits: ClassVar[bool] = False
     step_invariant: ClassVar[bool] = False
+    reweighs: ClassVar[bool] = True
+    sends_model: ClassVar[bool] = False
     whole: ClassVar[bool] = False
     halves: ClassVar[bool] = False
     server: Server = Sgd()
@@ -51,6 +53,10 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
         if "buffers" in state:
             moved = {**moved, "buffers": state["buffers"] + mean["buffers"]}
         return {**state, **moved}
+
+    def weigh(self, cohort: CohortInfo) -> Sequence[float]:
+        factors = cohort.factors or (1.0,) * len(cohort.weights)
+        return [weight * factor for weight, factor in zip(cohort.weights, factors, strict=True)]
 
     def layout(self, state: State) -> dict[str, int]:
         """Names and sizes of the parts that a silo reports, in the order of the packed vector."""

@@ -22,6 +22,7 @@ class FedDyn(Averaging, frozen=True):
     """
 
     step_invariant: ClassVar[bool] = True
+    reweighs: ClassVar[bool] = False
     name: Literal["feddyn"] = "feddyn"
     alpha: float = Field(default=0.1, ge=0)
     """How strongly a silo is held to the model that it received; 0: FedAvg."""

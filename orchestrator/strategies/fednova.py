@@ -23,6 +23,8 @@ class FedNova(Averaging, frozen=True):
     same; for any optimizer the weighted sum of both vanishes at the federation's optimum as the rates go to zero.
     Steps are then as long as those of the silos with SGD, or, where there are none, as the silos' own.
 
+    Rounds of a part of the silos share one mean path, a moving one: in the paper each has its own.
+
     A silo with a tiny path would be blown up without limit (NIID-Bench reports 10 % accuracy under quantity
     skew): its factor is capped at ``max_ratio`` times the mean path of the version before.
     """
@@ -55,10 +57,16 @@ class FedNova(Averaging, frozen=True):
         return Report({"delta": delta}, scalars)
 
     def step(self, state: State, mean: Parts, cohort: CohortInfo) -> State:
-        path = np.float32(_mean_path(cohort))
+        path = np.float32(_usual(float(state["path"][0]), _mean_path(cohort), cohort.share))
         delta = mean["delta"]
         delta *= path
         return {**super().step(state, {**mean, "delta": delta}, cohort), "path": np.array([path])}
+
+
+def _usual(before: float, now: float, share: float) -> float:
+    """The mean path. Where rounds are of a part of the silos, a moving mean over as many updates as there are silos: a
+    round of those with short paths must not count for less."""
+    return before + share * (now - before) if before and share < 1 else now
 
 
 def _of_gradients(run: LocalRun) -> Report:

@@ -22,6 +22,7 @@ class Scaffold(Averaging, frozen=True):
     """
 
     step_invariant: ClassVar[bool] = True
+    reweighs: ClassVar[bool] = False
     name: Literal["scaffold"] = "scaffold"
 
     def init(self, model: Parts) -> State:

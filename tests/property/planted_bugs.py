@@ -13,12 +13,14 @@ import numpy as np
 
 import orchestrator.driver as driver_module
 import orchestrator.transport.local as local_module
-from orchestrator import pipeline
+from orchestrator import pipeline, weighing
+from orchestrator.core.messages import CohortInfo
 from orchestrator.core.rounds import RoundPolicy, Rounds
 from orchestrator.disk import OsFileSystem
 from orchestrator.global_model import GlobalModel
 from orchestrator.job import Job
 from orchestrator.scoreboard import Scoreboard
+from orchestrator.strategies.base import Averaging
 from orchestrator.strategies.fedavg import FedAvg
 from silos.silo import Silo
 from silos.state import SiloState
@@ -31,6 +33,7 @@ from tests.support.quadratic import STEPS, desk, job_of, optimum, problems, silo
 from tests.support.scratch import scratch
 
 Check = Callable[[Path], Any]
+Timing = Callable[[random.Random], dict[str, Any]]
 BUGS: list[tuple[str, Check, list[tuple[Any, str, Any]]]] = []
 """What is wrong, who finds it, and what it replaces: (owner, name, the bug)."""
 
@@ -42,22 +45,22 @@ def bug(what: str, check: Check, *replaced: tuple[Any, str, Any]) -> None:
 # The checks
 
 
-def simulated(seeds: int = 40, **world: Any) -> Check:
+def simulated(seeds: int = 40, timing: Timing | None = None, **world: Any) -> Check:
     def check(_: Path) -> None:
         chance = random.Random(1)
         for seed in range(seeds):
             cohort = chance.randint(2, 6)
             buffer = chance.randint(1, cohort)
             fewest = chance.randint(1, buffer)
+            numbers: dict[str, Any] = {
+                "min_silos": chance.randint(1, fewest),
+                "max_staleness": chance.choice([0, 1, 5]),
+                "deadline_s": chance.choice([None, 5.0]),
+                "required": frozenset(chance.sample(["s00", "s01"], chance.randint(0, 1))),
+                **(timing(chance) if timing else {}),
+            }
             policy = RoundPolicy(
-                cohort_size=cohort,
-                buffer_size=buffer,
-                min_updates=fewest,
-                min_silos=chance.randint(1, fewest),
-                max_staleness=chance.choice([0, 1, 5]),
-                deadline_s=chance.choice([None, 5.0]),
-                max_attempts=2,
-                required=frozenset(chance.sample(["s00", "s01"], chance.randint(0, 1))),
+                cohort_size=cohort, buffer_size=buffer, min_updates=fewest, max_attempts=2, **numbers
             )
             Simulation(policy, World(6, **world), seed).run()
 
@@ -109,7 +112,7 @@ def unseeded(self: Job, version: int, candidates: Any, size: int) -> set[str]:
     return {candidates[i] for i in np.random.default_rng().choice(len(candidates), size, replace=False)}
 
 
-def arrived_without_books(self: Rounds, update: Any) -> bool:
+def arrived_without_books(self: Rounds, update: Any, now: float) -> bool:
     self.in_flight.pop(update.silo, None)
     usable = self._usable(update.version)
     if usable:
@@ -136,8 +139,8 @@ def counts_updates(self: Rounds) -> int:
     return max(0, self.policy.min_silos - len(self.buffer))
 
 
-def discounts_weights(updates: Any, discounts: Any) -> list[float]:
-    weights = [update.weight * discount for update, discount in zip(updates, discounts, strict=True)]
+def discounts_weights(self: Averaging, cohort: CohortInfo) -> list[float]:
+    weights = [weight * factor for weight, factor in zip(cohort.weights, cohort.factors, strict=True)]
     return [weight / sum(weights) for weight in weights]
 
 
@@ -196,6 +199,16 @@ bug(
     (Rounds, "num_lacking", shrinking_floor),
 )
 bug("two updates of one silo are two silos", simulated(seeds=400), (Rounds, "num_lacking", counts_updates))
+bug(
+    "a quorum closes without its grace",
+    simulated(timing=lambda chance: {"grace": chance.uniform(0.1, 1)}),
+    (Rounds, "grace_over", property(lambda self: self.opened_at)),
+)
+bug(
+    "what is handed in at the deadline is not waited for",
+    simulated(timing=lambda _: {"deadline_s": 5.0, "hand_in_s": 5.0}),
+    (Rounds, "closing", property(lambda self: self.deadline)),
+)
 bug("updates are summed as they come", simulated(), (Rounds, "close", unsorted))
 bug("a round closes without a required silo", simulated(lost=0.1), (Rounds, "missing", lambda self: []))
 bug(
@@ -225,18 +238,18 @@ bug(
 bug(
     "weights are not normalised",
     is_gradient_descent,
-    (pipeline, "shares_of", lambda updates: [update.weight for update in updates]),
+    (weighing, "shares_of", lambda updates: [update.weight for update in updates]),
 )
 bug(
     "all weights are equal",
     is_gradient_descent,
-    (pipeline, "shares_of", lambda updates: [1 / len(updates)] * len(updates)),
+    (weighing, "shares_of", lambda updates: [1 / len(updates)] * len(updates)),
 )
 bug("the fold writes over the model", is_gradient_descent, (GlobalModel, "_buffer", one_buffer))
 bug(
     "the discount is in the weight, where it cancels",
     alone_and_stale_counts_less,
-    (pipeline, "_shares", discounts_weights),
+    (Averaging, "weigh", discounts_weights),
 )
 bug(
     "no gate for the header",

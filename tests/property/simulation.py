@@ -5,6 +5,7 @@ that was cancelled, and lose an update before it is folded. Each step checks wha
 """
 
 import heapq
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -61,12 +62,17 @@ class Simulation:
         """Silo and version whose update was accepted, or refused by the gate."""
         self.counted: set[tuple[str, int]] = set()
         self.refused_now: set[str] = set()
+        self.full_at: float | None = None
+        """When an arrival first filled the buffer of this round, by the test's own books."""
+        self.handed_in: set[tuple[str, int]] = set()
+        """Silos and versions that were asked, at a deadline, for what they have done."""
 
     def run(self) -> str:
         """``done`` or ``hopeless``; raises `Broken`."""
         self._open()
         for _ in range(500 * self.num_rounds * self.world.num_silos):
             self._launch()
+            self._call_in()
             if self.machine.due(self.online, self.now):
                 if not self._close():
                     continue
@@ -97,10 +103,11 @@ class Simulation:
         able = len(self.policy.required.union(candidates))
         _require(len(self.machine.cohort) == min(self.policy.cohort_size, able), "cohort size")
         self.refused_now.clear()
+        self.full_at = None
         for silo in sorted(late):
             self._at(self.now + self.chance.uniform(0, 5), lambda s=silo, b=self.busy[silo]: self._lose(s, b))
         if self.policy.deadline_s is not None:
-            self._at(self.machine.deadline, lambda: None)
+            self._at(self.machine.closing, lambda: None)
 
     def _launch(self) -> None:
         version = self.machine.version
@@ -116,11 +123,22 @@ class Simulation:
             takes = self.pace[silo] * self.chance.uniform(0.5, 1.5)
             self._at(self.now + takes, lambda s=silo, w=work: self._answer(s, w))
 
+    def _call_in(self) -> None:
+        """What is in flight at the deadline is answered soon, if the policy asks for it and the silo hears it."""
+        if self.policy.hand_in_s is None or self.now < self.machine.deadline:
+            return
+        for silo, work in self.busy.items():
+            if (silo, work[0]) not in self.handed_in:
+                self.handed_in.add((silo, work[0]))
+                soon = self.now + self.chance.choice([0.0, 0.1, 1.0, 50.0])
+                self._at(soon, lambda s=silo, w=work: self._answer(s, w))
+
     def _close(self) -> bool:
         machine, policy, version = self.machine, self.policy, self.machine.version
-        may_close_early = self.now >= machine.deadline or (
-            not self.busy and not machine.vacancies(self.online)
-        )
+        exhausted = not self.busy and not machine.vacancies(self.online)
+        lasts = (policy.deadline_s or math.inf) + (policy.hand_in_s or 0)
+        may_close_early = exhausted or self.now >= machine.opened_at + lasts - 1e-9
+        self._check_grace(len(machine.buffer), may_close_early)
         updates = machine.close()
         if self.chance.random() < self.world.perished:
             self._perish(self.chance.choice(updates), updates)
@@ -138,6 +156,15 @@ class Simulation:
         self.counted |= set(taken)
         self.trace.append(taken)
         return True
+
+    def _check_grace(self, held: int, may_close_early: bool) -> None:
+        """A round that its buffer closes has waited for the rest as long as it said, and no longer than it must."""
+        if self.full_at is None or may_close_early or held < self._full():
+            return
+        took = self.full_at - self.machine.opened_at
+        _require(
+            self.now >= self.full_at + self.policy.grace * took - 1e-9, "closed before its grace was over"
+        )
 
     def _full(self) -> int:
         """Updates that fill the buffer: no more than the cohort can give without the refused silos."""
@@ -189,10 +216,12 @@ class Simulation:
         if self.busy.get(made.silo, (-1, 0))[0] == made.version:
             return  # the driver takes an answer from the call in hand only (orchestrator/calls.py)
         key, age = (made.silo, made.version), self.machine.version - made.version
-        if self.machine.arrived(made):
+        if self.machine.arrived(made, self.now):
             _require(key not in self.settled, "accepted an update twice")
             _require(age <= self.policy.max_staleness, "accepted a stale update")
             self.settled.add(key)
+            if self.full_at is None and len(self.machine.buffer) >= self._full():
+                self.full_at = self.now
         elif first and age <= self.policy.max_staleness:
             since = any(silo == made.silo and version >= made.version for silo, version in self.settled)
             _require(since, "dropped a good update")
@@ -203,6 +232,10 @@ class Simulation:
         heapq.heappush(self.heap, (when, next(self.order), what))
 
     def _advance(self) -> None:
+        moment = self.machine.next_moment(self.now)
+        if moment < float("inf") and (not self.heap or moment < self.heap[0][0]):
+            self.now = moment
+            return
         _require(bool(self.heap), "nothing will ever happen, and the machine is neither due nor hopeless")
         self.now, _, what = heapq.heappop(self.heap)
         what()

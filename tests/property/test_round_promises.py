@@ -25,7 +25,9 @@ def policies(draw: Any) -> tuple[RoundPolicy, int]:
         min_updates=fewest,
         min_silos=draw(st.integers(1, fewest)),
         max_staleness=draw(st.sampled_from([0, 0, 1, 3, 20])),
+        grace=draw(st.sampled_from([0.0, 0.0, 0.25, 2.0])),
         deadline_s=draw(st.none() | st.floats(0.5, 30)),
+        hand_in_s=draw(st.sampled_from([None, 0.5, 5.0])),
         max_attempts=draw(st.integers(1, 3)),
         required=frozenset(f"s{i:02d}" for i in required),
     )
@@ -74,7 +76,9 @@ def _drawn(chance: random.Random) -> tuple[RoundPolicy, World]:
         min_updates=fewest,
         min_silos=chance.randint(1, fewest),
         max_staleness=chance.choice([0, 1, 2, 12, 100]),
+        grace=chance.choice([0.0, chance.uniform(0, 1)]),
         deadline_s=chance.choice([None, chance.uniform(1, 20)]),
+        hand_in_s=chance.choice([None, chance.uniform(0.1, 5)]),
         max_attempts=chance.randint(1, 4),
         required=frozenset(chance.sample([f"s{i:02d}" for i in range(num_silos)], chance.choice([0, 0, 1]))),
     )
@@ -106,6 +110,34 @@ def test_sync_does_not_depend_on_who_is_fast() -> None:
         traces.append(simulation.trace)
     assert traces[0] == traces[1] == traces[2]
     assert len({tuple(silo for silo, _ in taken) for taken in traces[0]}) > 3
+
+
+def test_grace_takes_in_more_and_waits_no_longer_than_it_says() -> None:
+    """8 silos, quorum 6: with grace more updates of the version in hand, for a part of the time of waiting for all."""
+
+    def lived(**numbers: Any) -> tuple[float, float]:
+        policy = RoundPolicy(cohort_size=8, max_staleness=1, **numbers)
+        simulation = Simulation(policy, World(8, slowest=4.0), seed=3, rounds=60)
+        assert simulation.run() == "done"
+        return simulation.now, sum(len(taken) for taken in simulation.trace) / 60
+
+    (quick, few), (slower, more), (slowest, _) = (
+        lived(buffer_size=6),
+        lived(buffer_size=6, grace=0.25),
+        lived(buffer_size=8),
+    )
+    assert few < more <= 8 and quick < slower < slowest
+
+
+def test_a_deadline_at_which_work_is_handed_in_loses_none() -> None:
+    """Without it what slow silos did is lost when the round closes."""
+    handed = {}
+    for hand_in_s in (None, 60.0):
+        policy = RoundPolicy(cohort_size=6, buffer_size=6, min_updates=3, deadline_s=4.0, hand_in_s=hand_in_s)
+        simulation = Simulation(policy, World(6), seed=5, rounds=30)
+        assert simulation.run() == "done"
+        handed[hand_in_s] = [len(taken) for taken in simulation.trace]
+    assert set(handed[60.0]) == {6} and min(handed[None]) < 6
 
 
 def test_async_keeps_fast_silos_busy() -> None:

@@ -139,6 +139,7 @@ class QuadraticTrainer:
         extra = {name: part for name, part in order.received.items() if name != "params"}
         kept = Kept(order.state, "strategy", self.buffer.size)
         run = LocalRun(params=self.buffer, anchor=order.received["params"], received=extra, kept=kept)
+        began = time.perf_counter()
         report = descend(self.job.strategy, self.problem, run, order.tick, order.num_steps, order.enough)
         self.trained.append(order.version)
         return Trained(
@@ -148,7 +149,7 @@ class QuadraticTrainer:
             num_steps=run.num_steps,
             metrics=metrics,
             train_metrics={},
-            seconds={"train": 0.0},
+            seconds={"train": time.perf_counter() - began},
         )
 
 

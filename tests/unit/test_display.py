@@ -176,6 +176,11 @@ def test_waiting_says_for_whom_why_and_how_long() -> None:
     assert sentence(closed, begun()) == f"waiting for va: {why}", "as long as it takes"
 
 
+def test_the_mode_that_auto_chose_is_told_with_its_reason() -> None:
+    chosen = event("mode_chosen", version=3, mode="semi_sync", reason="va takes 9 times as long", seconds={})
+    assert sentence(chosen, begun()) == "goes on in mode semi_sync: va takes 9 times as long"
+
+
 def test_a_silo_that_is_closed_says_until_when() -> None:
     view, closed = begun(), "va is closed until\nMon 20:00 (Europe/Zurich)"
     busy = event("silo_busy", silo="va", reason=closed)

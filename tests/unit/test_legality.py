@@ -10,6 +10,7 @@ from tests.support.quadratic import job_of
 
 ABC = ("a", "b", "c")
 ADAPTERS = {"name": "ffa_lora", "targets": ["*"]}
+UNIFORM = {"weights": "uniform"}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,44 @@ ADAPTERS = {"name": "ffa_lora", "targets": ["*"]}
         ({"strategy": {"name": "fedmd", "public": "p"}, "private": ["head.*"]}, "no parameter leaves a silo"),
         ({"strategy": {"name": "fedmd", "public": "none"}}, "'none' is the silos' own data"),
         ({"rounds": {"mode": "quorum"}}, "needs 'deadline_s'"),
+        ({"strategy": {"name": "fednova"}, "rounds": {"partial": True}}, "'partial' needs 'deadline_s'"),
+        ({"rounds": {"partial": True, "deadline_s": 9}}, "optimum of the fast ones: use fednova"),
+        ({"rounds": {"equal_time": True}}, "fedavg would go to the optimum of those: use fednova"),
+        ({"rounds": {"mode": "auto"}}, "use fednova, scaffold or feddyn, or choose a mode"),
+        (
+            {
+                "rounds": {"mode": "auto", "buffer": 2},
+                "strategy": {"name": "fednova"},
+                "required_silos": ["a", "b", "c"],
+            },
+            "give a larger rounds.buffer",
+        ),
+        ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "async"}}, "10 versions late"),
+        (
+            {
+                "strategy": {"name": "scaffold"},
+                "rounds": {"mode": "semi_sync", "rate_correction": True},
+            },
+            "leave it out",
+        ),
+        (
+            {"strategy": {"name": "fedasync"}, "rounds": {"mode": "async", "buffer": 2}},
+            "one local model at a time",
+        ),
+        (
+            {"strategy": {"name": "fedasync"}, "rounds": {"mode": "fedasync", "grace": 1}},
+            "one local model at a time",
+        ),
+        ({"strategy": {"name": "area"}}, "give combine.weights: uniform"),
+        ({"strategy": {"name": "area"}, "combine": UNIFORM, "codec": {"name": "bf16"}}, "use raw"),
+        (
+            {"strategy": {"name": "area"}, "combine": UNIFORM, "gate": {"max_norm": 9}},
+            "whose norm says nothing",
+        ),
+        (
+            {"strategy": {"name": "area"}, "combine": UNIFORM, "privacy": [{"name": "clip", "max_norm": 1}]},
+            "bounds nothing",
+        ),
         ({"rounds": {"cohort": 2, "buffer": 3}}, "min_updates <= buffer_size <= cohort_size"),
         ({"rounds": {"cohort": 1}, "required_silos": ["a", "b"]}, "do not fit a cohort of 1"),
         ({"silos": ["a", "a"]}, "stands twice"),
@@ -54,6 +93,11 @@ def test_legal_jobs_have_no_refusal() -> None:
         {"required_silos": ["b"]},
         {"combine": {"weights": {"a": 1, "b": 2, "c": 3}}},
         {"rounds": {"mode": "async"}, "required_silos": ["a"]},
+        {"rounds": {"mode": "async", "buffer": 3, "min_updates": 3}, "strategy": {"name": "scaffold"}},
+        {"rounds": {"mode": "auto"}, "strategy": {"name": "fednova"}, "required_silos": ["a", "b"]},
+        {"rounds": {"mode": "auto"}, "strategy": {"name": "scaffold"}},
+        {"rounds": {"mode": "fedasync"}, "strategy": {"name": "fedasync"}},
+        {"rounds": {"mode": "async"}, "strategy": {"name": "area"}, "combine": UNIFORM},
     ):
         assert list(refusals(job_of(ABC, **sections))) == []
 
@@ -61,8 +105,16 @@ def test_legal_jobs_have_no_refusal() -> None:
 @pytest.mark.parametrize(
     "sections, word",
     [
-        ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "async"}}, "older model"),
         ({"adapters": {**ADAPTERS, "name": "lora"}}, "'ffa_lora' averages exactly"),
+        ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "semi_sync"}}, "older model"),
+        ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "auto", "buffer": 2}}, "older model"),
+        ({"rounds": {"rate_correction": True}}, "changes nothing"),
+        ({"rounds": {"mode": "async", "rate_correction": True, "staleness_exponent": 0.5}}, "0 is right"),
+        ({"rounds": {"mode": "async"}}, "rounds.rate_correction: true"),
+        (
+            {"strategy": {"name": "fedasync"}, "rounds": {"mode": "fedasync", "staleness_exponent": 1}},
+            "nothing to",
+        ),
         ({"frozen": ["x*"], "unfreeze": {5: ["x*"]}}, "the last training is that of version 4"),
         ({"strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "AdamW"}}}, "that AdamW met"),
         ({"strategy": {"name": "feddyn"}, "rounds": {"mode": "async"}}, "not known to converge"),
@@ -93,4 +145,5 @@ def test_nothing_to_warn_of() -> None:
     assert list(warnings(job_of(ABC, strategy={"name": "feddyn"}, **uniform))) == []
     delayed = {"name": "sgd", "momentum": 0.9, "nesterov": True, "delay": 3}
     strategy = {"name": "diloco", "server": delayed}
-    assert list(warnings(job_of(ABC, strategy=strategy, rounds={"mode": "fedasync"}))) == []
+    corrected = {"mode": "fedasync", "rate_correction": True}
+    assert list(warnings(job_of(ABC, strategy=strategy, rounds=corrected))) == []

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import pipeline
-from orchestrator.core.messages import Update
+from orchestrator.core.messages import CohortInfo, Update
 from orchestrator.core.vector import Packet
 from orchestrator.job import Job
-from orchestrator.pipeline import Combined, UpdateUnfit, incoming, outgoing, shares_of
+from orchestrator.pipeline import Combined, UpdateUnfit, incoming, outgoing
+from orchestrator.weighing import shares_of
 from tests.support.quadratic import job_of
 from tests.support.updates import update
 
@@ -35,12 +36,14 @@ def deltas(size: int, count: int = 3, seed: int = 0) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32))
 
 
-def fold(updates: Sequence[Update], job: Job = JOB, discounts: Sequence[float] | None = None) -> Combined:
+def fold(updates: Sequence[Update], job: Job = JOB, factors: tuple[float, ...] = ()) -> Combined:
+    weights = job.strategy.weigh(CohortInfo(3, tuple(shares_of(updates)), (), factors))
+
     async def fetch(update: Update, start: int, stop: int) -> Packet:
         return {name: array[start:stop] for name, array in (update.packet or {}).items()}
 
     out = np.full(updates[0].size, np.nan, np.float32)
-    return asyncio.run(incoming(job, updates, discounts or [1.0] * len(updates), fetch, out))
+    return asyncio.run(incoming(job, updates, weights, fetch, out))
 
 
 def test_the_mean_of_the_parts() -> None:
@@ -69,9 +72,9 @@ def test_shares_add_up_to_one() -> None:
 def test_the_discount_scales_the_vector_and_not_its_weight() -> None:
     """In a normalised weight it would cancel: an update alone in its round would count fully however stale."""
     (row,) = deltas(5, 1)
-    assert fold([made("a", {"delta": row})], discounts=[0.5]).parts["delta"].tolist() == (row / 2).tolist()
+    assert fold([made("a", {"delta": row})], factors=(0.5,)).parts["delta"].tolist() == (row / 2).tolist()
     two = [made("a", {"delta": row}), made("b", {"delta": row})]
-    np.testing.assert_allclose(fold(two, discounts=[1.0, 0.5]).parts["delta"], 0.75 * row, rtol=1e-6)
+    np.testing.assert_allclose(fold(two, factors=(1.0, 0.5)).parts["delta"], 0.75 * row, rtol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)

@@ -37,7 +37,7 @@ def launch(machine: Rounds, online: Collection[str] = ABCD) -> list[str]:
 
 def deliver(machine: Rounds, *silos: str, version: int = 0) -> None:
     for silo in silos:
-        assert machine.arrived(update(silo, version))
+        assert machine.arrived(update(silo, version), 0.0)
 
 
 def test_sync_waits_for_all_and_sums_in_silo_order() -> None:
@@ -63,7 +63,7 @@ def test_a_second_update_on_a_version_does_not_count() -> None:
     machine = rounds()
     launch(machine)
     deliver(machine, "a")
-    assert not machine.arrived(update("a", 0)) and len(machine.buffer) == 1
+    assert not machine.arrived(update("a", 0), 0.0) and len(machine.buffer) == 1
 
 
 def test_attempts_are_counted() -> None:
@@ -108,7 +108,7 @@ def test_a_refusal_of_old_work_leaves_new_work_alone() -> None:
     machine.buffer.clear()
     machine.refuse("b", 0)
     assert machine.in_flight["b"] == 1, "it is busy, and its work is welcome"
-    assert machine.arrived(update("b", 1))
+    assert machine.arrived(update("b", 1), 0.0)
 
 
 def test_refused_silos_do_not_lower_the_floor() -> None:
@@ -194,7 +194,7 @@ def test_over_selection_takes_the_first() -> None:
     assert machine.due(ABCD, 0.0)
     assert [each.silo for each in machine.close()] == ["a", "c", "d"]
     assert machine.open(ABCD, 0.0) == ["b"]
-    assert not machine.arrived(update("b", 0)) and "b" not in machine.in_flight
+    assert not machine.arrived(update("b", 0), 0.0) and "b" not in machine.in_flight
     assert machine.vacancies(ABCD) == list(ABCD)
 
 
@@ -219,11 +219,11 @@ def test_too_stale_is_dropped() -> None:
         machine.close()
         cancelled = machine.open(ABCD, 0.0)
     assert set(cancelled) == {"b", "c", "d"}
-    assert not machine.arrived(update("b", 0)) and machine.buffer == []
+    assert not machine.arrived(update("b", 0), 0.0) and machine.buffer == []
 
 
 def test_a_version_of_the_future_is_not_usable() -> None:
-    assert not rounds().arrived(update("a", 7))
+    assert not rounds().arrived(update("a", 7), 0.0)
 
 
 def test_never_more_in_flight_than_the_cohort() -> None:
@@ -271,6 +271,78 @@ def test_an_update_that_perished_may_be_made_again() -> None:
     assert [each.silo for each in machine.close()] == list(ABCD)
 
 
+def test_a_quorum_waits_a_little_for_the_rest() -> None:
+    """A quarter of the time that the quorum took, and only while somebody may yet come."""
+    machine = rounds(buffer=3, grace=0.25, max_staleness=1)
+    launch(machine)
+    for at, silo in ((2.0, "a"), (5.0, "b"), (8.0, "c")):
+        assert not machine.due(ABCD, at)
+        assert machine.arrived(update(silo, 0), at)
+    assert machine.next_moment(8.0) == 10.0
+    assert not machine.due(ABCD, 9.9) and machine.due(ABCD, 10.0)
+    assert machine.arrived(update("d", 0), 9.0)
+    assert machine.due(ABCD, 9.0), "nobody is left to wait for"
+    machine.close()
+    machine.open(ABCD, 10.0)
+    assert machine.next_moment(10.0) == float("inf"), "the next round measures anew"
+
+
+def test_grace_ends_with_the_deadline_and_with_hope() -> None:
+    machine = rounds(buffer=2, grace=10.0, deadline_s=6.0)
+    launch(machine)
+    machine.arrived(update("a", 0), 1.0)
+    machine.arrived(update("b", 0), 4.0)
+    assert machine.next_moment(4.0) == 6.0 and not machine.due(ABCD, 5.9) and machine.due(ABCD, 6.0)
+    machine.lost("c")
+    machine.declined("d")
+    assert not machine.due(ABCD, 5.0), "c may try again"
+    machine.declined("c")
+    assert machine.due(ABCD, 5.0)
+
+
+def test_a_buffer_that_a_refusal_made_full_has_no_grace() -> None:
+    machine = rounds(grace=0.5)
+    launch(machine)
+    deliver(machine, "a", "b", "c")
+    machine.refuse("d", 0)
+    assert machine.due(ABCD, 0.0)
+
+
+def test_work_is_handed_in_after_the_deadline() -> None:
+    machine = rounds(deadline_s=6.0, hand_in_s=2.0, min_updates=1)
+    launch(machine)
+    machine.arrived(update("a", 0), 1.0)
+    assert machine.next_moment(1.0) == 6.0 and machine.next_moment(6.0) == 8.0
+    assert not machine.due(ABCD, 7.9) and machine.due(ABCD, 8.0)
+    for silo in "bcd":
+        machine.arrived(update(silo, 0), 6.5)
+    assert machine.due(ABCD, 6.5), "it has what it waited for"
+
+
+def test_28_with_one_silo_that_never_answers_a_quorum_goes_on_and_a_barrier_does_not() -> None:
+    machine = rounds(buffer=3, max_staleness=1, grace=0.25)
+    for version in range(5):
+        for silo in launch(machine):
+            if silo != "d":
+                machine.arrived(update(silo, version), version + 0.5)
+        assert machine.due(ABCD, version + 0.7)
+        machine.close()
+        for late in machine.open(ABCD, version + 1.0):
+            machine.lost(late)
+    barrier = rounds(min_updates=3, deadline_s=6.0)
+    launch(barrier)
+    deliver(barrier, "a", "b", "c")
+    assert [barrier.due(ABCD, at) for at in (0.0, 5.9, 6.0, 7.0)] == [False, False, True, True]
+    barrier.close()
+    assert not barrier.due(ABCD, 7.0), "once per round"
+
+
+def test_how_late_updates_can_really_be() -> None:
+    assert RoundPolicy(cohort_size=4, buffer_size=4, max_staleness=9).most_stale == 0
+    assert RoundPolicy(cohort_size=4, buffer_size=3, max_staleness=9).most_stale == 9
+    assert RoundPolicy(cohort_size=4, buffer_size=4, max_staleness=9, deadline_s=1).most_stale == 9
+
+
 def test_only_candidates_are_drawn() -> None:
     machine = rounds(cohort=3, buffer=3)
     assert machine.cohort == {"a", "b", "c"}
@@ -309,6 +381,7 @@ def test_the_floor_is_no_higher_than_what_a_round_closes_with() -> None:
         ("semi_sync", (8, 6, 1, 1, 1)),
         ("async", (8, 4, 1, 1, 10)),
         ("fedasync", (8, 1, 1, 1, 100)),
+        ("auto", (8, 8, 6, 6, 1)),
     ],
 )
 def test_modes_are_numbers(mode: str, expected: tuple[int, ...]) -> None:
@@ -326,12 +399,27 @@ def numbers(policy: RoundPolicy) -> tuple[int, ...]:
     )
 
 
-@pytest.mark.parametrize("mode", ["sync", "over_selected", "semi_sync", "async", "fedasync"])
+@pytest.mark.parametrize("mode", ["sync", "over_selected", "semi_sync", "async", "fedasync", "auto"])
 @pytest.mark.parametrize("num_silos", [1, 2, 3, 5, 11])
 def test_every_mode_fits_every_federation(mode: str, num_silos: int) -> None:
     policy = RoundSettings(mode=mode, total=1, cohort=7).policy(num_silos, frozenset())
     assert 1 <= policy.min_silos <= policy.min_updates <= policy.buffer_size
     assert policy.buffer_size <= policy.cohort_size == min(7, num_silos)
+    relaxed = RoundSettings(mode="auto", total=1, cohort=7).relaxed(policy)
+    assert policy.min_updates <= max(relaxed.buffer_size, policy.min_updates) <= policy.cohort_size
+
+
+def test_what_auto_may_come_to() -> None:
+    """Both ways the same floor, so that a silo's policy can judge the job."""
+    settings = RoundSettings(mode="auto", total=1)
+    first = settings.policy(8, frozenset())
+    then = settings.relaxed(first)
+    assert numbers(then) == (8, 6, 6, 6, 1) and (first.grace, then.grace) == (0, 0.25)
+    assert first.most_stale == 0 and then.most_stale == 1 and first.staleness_exponent == 0
+    assert RoundPolicy.model_validate(then.model_dump()) == then
+    given = RoundSettings(mode="auto", total=1, buffer=4, grace=0.5, min_updates=5)
+    assert given.relaxed(given.policy(8, frozenset())).buffer_size == 5
+    assert given.relaxed(given.policy(8, frozenset())).grace == 0.5
 
 
 def test_given_numbers_win_over_the_mode() -> None:

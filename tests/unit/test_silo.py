@@ -382,7 +382,12 @@ def test_only_the_version_meant_is_handed_in(site: PlainSite) -> None:
 
 
 def test_the_driver_may_ask_for_a_number_of_steps(site: PlainSite) -> None:
-    assert trained(joined(site), num_steps=7).num_steps == 7 != site.problem.steps
+    """Where the job foresees it."""
+    paced = job_of(["s0", "s1"], rounds={"equal_time": True}, strategy={"name": "fednova"})
+    model = {**MODEL, "path": np.zeros(1, np.float32)}
+    assert trained(joined(site, paced), model=model, num_steps=7).num_steps == 7 != site.problem.steps
+    assert code(joined(site, paced).handle(train(model=model, num_steps=0))) == "job"
+    assert code(joined(site).handle(train(num_steps=7))) == "job"
 
 
 def test_initial_parameters(site: PlainSite) -> None:

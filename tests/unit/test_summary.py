@@ -102,6 +102,23 @@ def test_rounds_behind_the_checkpoint_that_was_gone_back_to_no_longer_count() ->
     assert (summary["resumed"], summary["redone_rounds"], summary["status"]) == (2, 3, "unfinished")
 
 
+def test_what_mode_auto_came_to_stands_there_as_long_as_it_holds() -> None:
+    lines = scripted.whole_run()[:-2]
+    assert summarise(parse(lines))["mode"] is None
+    seconds = {"cleveland": 1.0, "va": 9.0}
+    chosen = {
+        "type": "mode_chosen",
+        "version": 2,
+        "mode": "semi_sync",
+        "reason": "va is slow",
+        "seconds": seconds,
+    }
+    mode = {"version": 2, "mode": "semi_sync", "reason": "va is slow", "seconds": seconds}
+    assert summarise(parse([*lines, chosen]))["mode"] == mode
+    assert summarise(parse([*lines, chosen, scripted.opened(resumed_from=2)]))["mode"] == mode
+    assert summarise(parse([*lines, chosen, scripted.opened(resumed_from=1)]))["mode"] is None
+
+
 def test_an_unfinished_run_tells_what_it_has() -> None:
     summary = summarise(parse(scripted.whole_run()[:5]))
     assert (summary["status"], summary["parameters_digest"], summary["best"]) == ("unfinished", None, None)
