@@ -87,7 +87,7 @@ def federated(images: Images, cell: dict[str, Any]) -> dict[str, Any]:
     assert outcome.status == "done", outcome
     closed = sorted((e for e in seen if isinstance(e, events.RoundClosed)), key=lambda e: e.version)
     (last,) = [e for e in seen if isinstance(e, events.VersionEvaluated)]
-    figures = [*[e.evaluated.overall for e in closed][1:], last.evaluated.overall]
+    figures = [*(e.evaluated.overall for e in closed[1:]), last.evaluated.overall]
     return {"accuracy": [round(f["accuracy"], 5) for f in figures]}
 
 
