@@ -85,11 +85,12 @@ def simulate(
     run_dir: Path,
     *,
     judge: Judge | None = None,
+    judge_all: bool = False,
     observe: Observer = lambda event: None,
 ) -> Simulated:
     """Run the job to its end. ``start`` makes the silos; it is called within the loop, where `loop.now` is the clock.
-    ``judge``: for versions that not all silos have reported on."""
-    return loop.run(_simulate(job, start, timings, run_dir, judge, observe))
+    ``judge``: for versions that not all silos have reported on, or for ``judge_all``."""
+    return loop.run(_simulate(job, start, timings, run_dir, judge, judge_all, observe))
 
 
 def follow(job: Job, start: Makers, source: str, rounds: Sequence[RoundClosed], run_dir: Path) -> Simulated:
@@ -107,10 +108,17 @@ def first_difference(recorded: Sequence[RoundClosed], made: Sequence[RoundClosed
 
 
 async def _simulate(
-    job: Job, start: Makers, timings: ToldTimings, run_dir: Path, judge: Judge | None, observe: Observer
+    job: Job,
+    start: Makers,
+    timings: ToldTimings,
+    run_dir: Path,
+    judge: Judge | None,
+    judge_all: bool,
+    observe: Observer,
 ) -> Simulated:
     channel = SimulatedChannel(start, timings, job.local.batch_size)
-    return await _drive(job, channel, timings, run_dir, _Seen(job, channel, judge, [observe]))
+    seen = _Seen(job, channel, judge, [observe], judge_all)
+    return await _drive(job, channel, timings, run_dir, seen)
 
 
 async def _follow(
@@ -150,6 +158,7 @@ class _Seen:
     channel: SimulatedChannel
     judge: Judge | None
     observers: list[Observer]
+    judge_all: bool = False
     stop: Callable[[], None] = lambda: None
     opened: int = -1
     """Version that the newest round opened with."""
@@ -181,7 +190,7 @@ class _Seen:
         version = figures.version
         model = self.channel.models.get(version)
         metrics: Mapping[str, float] = figures.overall
-        if not exact and self.judge is not None and model is not None:
+        if (self.judge_all or not exact) and self.judge is not None and model is not None:
             metrics = self.judge(version, model)
         for old in [each for each in self.channel.models if each <= version]:
             del self.channel.models[old]
