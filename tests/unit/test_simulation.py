@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 from orchestrator.core import events
 from orchestrator.core.errors import BadInput
+from orchestrator.core.messages import Join, Stop, Train
 from orchestrator.job import Job
 from orchestrator.simulation import loop
+from orchestrator.simulation.channel import SimulatedChannel
 from orchestrator.simulation.figures import idle_share, reached, row_of, target_of
 from orchestrator.simulation.recorded import recorded, rounds_of
 from orchestrator.simulation.run import Simulated, first_difference, follow, simulate
@@ -337,3 +340,33 @@ def test_the_record_of_a_run_that_was_stopped_is_made_again_to_where_it_goes(tmp
 def _stop_at(version: int, driver: Any, event: events.Event) -> None:
     if isinstance(event, events.RoundClosed) and event.version == version:
         driver.request_stop()
+
+
+# what is handed in at a deadline
+
+
+def test_what_is_handed_in_is_what_was_done_by_then(tmp_path: Path) -> None:
+    """The step in hand is the last; the update is that of a training of so many steps, and it comes after its way."""
+    header: dict[str, Any] = {"run_id": "run", "epoch": 1}
+    job = job_of(["s0"])
+    path = tmp_path / "speeds.yaml"
+    path.write_text("{latency_s: 1, silos: {s0: 2}}")
+
+    async def work() -> tuple[Any, Any, float]:
+        site = sites(problems(1), tmp_path)["s0"]
+        channel = SimulatedChannel({"s0": lambda: Silo(site, loop.now)}, speeds_of(str(path), ["s0"]), 32)
+        await channel.call("s0", Join(**header, job=job.model_dump_json(), job_digest=job.digest))
+        model = await channel.publish({"params": np.zeros(5, np.float32)})
+        ask = Train(**header, version=0, attempt=1, model=model, model_digest="v0", counted=-1, inline=100)
+        short = await channel.call("s0", replace(ask, num_steps=2, model_digest="short"))
+        began = loop.now()
+        call = asyncio.ensure_future(channel.call("s0", ask))
+        await asyncio.sleep(1 + 3)
+        await channel.call("s0", Stop(**header, hand_in=7))  # of another version: nothing to this one
+        await channel.call("s0", Stop(**header, hand_in=0))
+        return short, await call, loop.now() - began
+
+    short, handed_in, took = loop.run(work())
+    assert handed_in.num_steps == 2 and handed_in.model_digest == "v0"
+    assert took == 1 + 2 * 2 + 1 and handed_in.seconds["train"] == 4
+    assert all(np.array_equal(handed_in.packet[name], short.packet[name]) for name in short.packet)
