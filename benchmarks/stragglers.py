@@ -48,29 +48,27 @@ FASHION: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
 """Rounds, strategy, and units of time."""
 
 _TWICE = {"name": "sgd", "lr": 2}
+_CORRECTED = {"mode": "async", "equal_time": True, "rate_correction": True}
 POLICIES: dict[str, dict[str, Any]] = {
     "sync": {},
-    "sync, server lr 1.5": {"strategy": {"name": "fedavg", "server": {"name": "sgd", "lr": 1.5}}},
     "sync, server lr 2": {"strategy": {"name": "fedavg", "server": _TWICE}},
-    "sync, server lr 3": {"strategy": {"name": "fedavg", "server": {"name": "sgd", "lr": 3}}},
-    "FedBuff K=4": {"rounds": {"mode": "async"}},
-    "FedAsync .6": {"rounds": {"mode": "fedasync"}, "strategy": {"name": "fedasync"}},
-    "AREA x2": {"rounds": {"mode": "async"}, "strategy": {"name": "area", "stretch": 2}},
     "equal time, quorum 6/8, grace, server lr 2": {
         "rounds": {"mode": "semi_sync", "equal_time": True, "grace": 0.25, "staleness_exponent": 0},
         "strategy": {"name": "fednova", "server": _TWICE},
     },
-    "equal time, rate correction, buffer 4": {
-        "rounds": {"mode": "async", "equal_time": True, "rate_correction": True},
-        "strategy": {"name": "fednova"},
-    },
-    "auto, server lr 2": {
-        "rounds": {"mode": "auto"},
+    "equal time, rate correction, buffer 4, server lr 2": {
+        "rounds": _CORRECTED,
         "strategy": {"name": "fednova", "server": _TWICE},
     },
+    "equal time, rate correction, buffer 4": {"rounds": _CORRECTED, "strategy": {"name": "fednova"}},
+    "FedBuff K=4": {"rounds": {"mode": "async"}},
+    "AREA x2": {"rounds": {"mode": "async"}, "strategy": {"name": "area", "stretch": 2}},
+    "auto, server lr 2": {"rounds": {"mode": "auto"}, "strategy": {"name": "fednova", "server": _TWICE}},
+    "sync, server lr 3": {"strategy": {"name": "fedavg", "server": {"name": "sgd", "lr": 3}}},
+    "FedAsync .6": {"rounds": {"mode": "fedasync"}, "strategy": {"name": "fedasync"}},
 }
 TUNED = [name for name in POLICIES if name.startswith("sync")]
-HORIZONS = {"dm": 4_500.0, "geo8": 6_000.0, "adv": 6_000.0, "even": 2_000.0}
+HORIZONS = {"dm": 5_000.0, "geo8": 7_000.0, "adv": 7_000.0, "even": 2_500.0}
 """Virtual seconds, by profile. ``adv`` is ``dm`` where three classes lie only with the two slowest silos."""
 PER_STEP = {"adv": "dm"}
 

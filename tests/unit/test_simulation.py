@@ -348,7 +348,7 @@ def _stop_at(version: int, driver: Any, event: events.Event) -> None:
 def test_what_is_handed_in_is_what_was_done_by_then(tmp_path: Path) -> None:
     """The step in hand is the last; the update is that of a training of so many steps, and it comes after its way."""
     header: dict[str, Any] = {"run_id": "run", "epoch": 1}
-    job = job_of(["s0"])
+    job = job_of(["s0"], rounds={"deadline_s": 9, "partial": True}, strategy={"name": "fednova"})
     path = tmp_path / "speeds.yaml"
     path.write_text("{latency_s: 1, silos: {s0: 2}}")
 
@@ -356,7 +356,8 @@ def test_what_is_handed_in_is_what_was_done_by_then(tmp_path: Path) -> None:
         site = sites(problems(1), tmp_path)["s0"]
         channel = SimulatedChannel({"s0": lambda: Silo(site, loop.now)}, speeds_of(str(path), ["s0"]), 32)
         await channel.call("s0", Join(**header, job=job.model_dump_json(), job_digest=job.digest))
-        model = await channel.publish({"params": np.zeros(5, np.float32)})
+        parts = {"params": np.zeros(5, np.float32), "path": np.zeros(1, np.float32)}
+        model = await channel.publish(parts)
         ask = Train(**header, version=0, attempt=1, model=model, model_digest="v0", counted=-1, inline=100)
         short = await channel.call("s0", replace(ask, num_steps=2, model_digest="short"))
         began = loop.now()
@@ -370,3 +371,39 @@ def test_what_is_handed_in_is_what_was_done_by_then(tmp_path: Path) -> None:
     assert handed_in.num_steps == 2 and handed_in.model_digest == "v0"
     assert took == 1 + 2 * 2 + 1 and handed_in.seconds["train"] == 4
     assert all(np.array_equal(handed_in.packet[name], short.packet[name]) for name in short.packet)
+
+
+def test_rounds_of_equal_time_do_as_many_steps_as_the_silos_can(tmp_path: Path) -> None:
+    """Oracle 26: 1:2:4:8 seconds per step. A synchronous round lasts as long as the slowest silo's; once paces are
+    known, rounds last as long for all, and the steps per second are those of all silos at work: 3.75 times as many."""
+    equal = problems(4, num_rows=100, steps=80, lr=0.001)
+    rounds = {"mode": "sync", "equal_time": True}
+    job = job_of(equal, total=4, rounds=rounds, local={"steps": 80}, strategy={"name": "fednova"})
+    ended = run(tmp_path, job, "1,2,4,8", equal)
+    first, *others = ended.rounds
+    assert first.seconds["round"] == 640 and {each.num_steps for each in first.contributors} == {80}
+    before = 4 * 80 / 640
+    for closed in others:
+        steps = {each.silo: each.num_steps for each in closed.contributors}
+        assert steps == {"s0": 226, "s1": 113, "s2": 56, "s3": 28}  # of 226.3 s, the geometric mean
+        assert closed.seconds["round"] == 226
+        assert sum(steps.values()) / closed.seconds["round"] / before == pytest.approx(3.75, rel=0.01)
+
+
+def test_partial_work_is_handed_in_at_the_deadline_and_counts(tmp_path: Path) -> None:
+    rounds = {"mode": "quorum", "deadline_s": 20, "partial": True}
+    job = job_of(PROBLEMS, total=3, rounds=rounds, strategy={"name": "fednova"})
+    ended = run(tmp_path, job, "1,1,1,8")
+    assert [{each.silo: each.num_steps for each in closed.contributors} for closed in ended.rounds] == [
+        {"s0": 5, "s1": 5, "s2": 5, "s3": 3}
+    ] * 3
+    assert [closed.seconds["round"] for closed in ended.rounds] == [24.0] * 3, "the step in hand is the last"
+
+
+def test_a_full_buffer_waits_for_the_grace(tmp_path: Path) -> None:
+    """Three silos have delivered after 10, 10 and 12 s; the fourth needs 14, and a quarter of 12 is 3."""
+    rounds = {"mode": "semi_sync", "grace": 0.25}
+    grace = run(tmp_path / "a", job_of(PROBLEMS, total=2, rounds=rounds), "2,2,2.4,2.8")
+    assert [len(closed.contributors) for closed in grace.rounds] == [4, 4] and grace.rounds[0].seconds["round"] == 14
+    late = run(tmp_path / "b", job_of(PROBLEMS, total=1, rounds=rounds), "2,2,2.4,4")
+    assert late.rounds[0].seconds["round"] == 15 and len(late.rounds[0].contributors) == 3
