@@ -67,8 +67,8 @@ class RoundSettings(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def asks_for_steps(self) -> bool:
-        """Whether the driver may ever ask for a number of local steps."""
-        return self.equal_time or self.mode == "auto"
+        """Whether a training may ever have another number of local steps than the job says."""
+        return self.equal_time or self.mode == "auto" or self.partial
 
     def policy(self, num_silos: int, required: frozenset[str]) -> RoundPolicy:
         """The numbers for this many silos."""
