@@ -8,6 +8,7 @@ the silo; its last state counts, for no row is set aside to choose another.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Literal
 
 from orchestrator.core.messages import Judged
 from orchestrator.core.metrics import MetricSums
@@ -19,7 +20,7 @@ from silos import bootstrap
 from silos.bootstrap import Outputs
 from silos.fine_tune import fine_tune
 from silos.local_training import LocalTraining
-from silos.site import Assessment, Order
+from silos.site import Assessment, Order, OwnModel
 from silos.tasks.task import At
 from silos.trainer import TEST_BATCH, TorchTrainer
 
@@ -37,6 +38,7 @@ class _Assessing:
         self.curve: tuple[tuple[int, MetricSums], ...] = ()
         self.accepted = self.num_steps = 0
         self.seconds: dict[str, float] = {}
+        self.own: OwnModel | None = None
 
     def done(self) -> Assessment:
         parts = {
@@ -56,10 +58,12 @@ class _Assessing:
             accepted=self.accepted,
             num_steps=self.num_steps,
             seconds=self.seconds,
+            own=self.own,
         )
 
     def _received(self) -> None:
         self.trainer.load(self.order)
+        self._keep("global")
         self._look("global")
 
     def _own(self) -> None:
@@ -68,6 +72,7 @@ class _Assessing:
         own = trainer.job.strategy.personal(trainer.kept(self.order), received["params"])
         if own is not None:
             trainer.flat.load({**received, "params": own})
+            self._keep("personal")
             self._look("personal")
 
     def _alone(self) -> None:
@@ -87,7 +92,13 @@ class _Assessing:
         tuned = fine_tune(self.trainer, self.order, FineTune(steps=looks[-1]), looks=looks, with_test=True)
         self.curve = tuple((point.step, point.test) for point in tuned.curve)
         self.accepted = tuned.step if tuned.accepted else 0
+        if self.accepted and self.own is not None and self.own.kind == "global":
+            self._keep("fine_tuned")
         self._look("fine_tuned")
+
+    def _keep(self, kind: Literal["personal", "fine_tuned", "global"]) -> None:
+        """The model in place, for the silo itself."""
+        self.own = OwnModel(kind, self.trainer.flat.state())
 
     def _look(self, name: str) -> None:
         """Measure the model in place, and keep what it says of each test row."""

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from orchestrator.task import Task
 from silos.approvals import Approvals
 from silos.config import DatasetConfig, SiloConfig, load_silo
 from silos.guard import PolicyGuard
+from silos.kept_models import KeptModels
 from silos.policy import released, review
-from silos.site import Assessment, Order
+from silos.site import Assessment, Order, OwnModel
 
 DOCUMENT = "SILORAY_SILO"
 """Names, on a node, its silo document."""
@@ -64,6 +66,11 @@ class ConfiguredSite:
         """What the silo writes: approvals, audit, ledger, state of runs."""
         return self._folder / ".siloray" / self.name
 
+    @property
+    def models(self) -> KeptModels:
+        """Of its runs, for its owner."""
+        return KeptModels(self.own_folder)
+
     def trainer(self, job: Job) -> Any:
         from silos.trainer import TorchTrainer
 
@@ -91,6 +98,12 @@ class ConfiguredSite:
         from silos.tasks.build import build_on
 
         return build_on(spec, data, self.config.local.workers, self.config.policy.allow_code)
+
+    def keep(self, run_id: str, own: OwnModel, card: Mapping[str, Any]) -> None:
+        digest = self.models.keep(run_id, own.tensors, card)
+        self.guard.audit.write(
+            "model kept", run=run_id, model=own.kind, version=card["version"], sha256=digest
+        )
 
     def fingerprint(self, job: Job) -> str:
         """Of what `trainer` opened, whatever has become of it since."""

@@ -102,6 +102,12 @@ class FlatModel:
         pieces = point.split([math.prod(entry.shape) for entry in shared])
         return {entry.name: piece.view(entry.shape) for entry, piece in zip(shared, pieces, strict=True)}
 
+    def state(self) -> dict[str, NDArray[Any]]:
+        """A copy of the module's whole state, by name; NumPy has no bfloat16."""
+        state: Mapping[str, Tensor] = self.module.state_dict()
+        whole = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in state.items()}
+        return {name: t.detach().to("cpu", copy=True).numpy() for name, t in whole.items()}
+
     def load(self, parts: Mapping[str, Tensor]) -> None:
         """Copy received parameters and buffers into the model; raises ValueError for another size."""
         with torch.no_grad():

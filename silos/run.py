@@ -2,8 +2,11 @@
 
 import platform
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 from orchestrator.core.messages import Assess, Assessed, Joined, Judged, Train, Update
+from orchestrator.core.metrics import values
 from orchestrator.core.vector import Layout, Packet
 from orchestrator.core.versions import versions
 from orchestrator.job import Job
@@ -79,6 +82,30 @@ class Run:
             num_steps=found.num_steps if self.num_examples else 0,
             seconds=found.seconds,
         )
+
+    def card(self, request: Assess, found: Assessment) -> dict[str, Any]:
+        """What the silo knows of the model that it keeps. Whose updates are in it the driver knows."""
+        assert found.own is not None
+        entries = self.trainer.describe()["entries"]
+        return {
+            "model": found.own.kind,
+            "silo": self.site.name,
+            "run": self.id,
+            "version": request.version,
+            "model_digest": request.model_digest,
+            "job": self.job.name,
+            "job_digest": self.job.digest,
+            "strategy": self.job.strategy.name,
+            "task": self.job.task.model_dump(mode="json"),
+            "silos": list(self.job.silos),
+            "own_updates": request.trainings,
+            "private": [each["name"] for each in entries if not each["shared"] and not each["frozen"]],
+            "accepted_steps": found.accepted,
+            "num_examples": self.trainer.num_examples,
+            "metrics": {name: values(each.metrics) for name, each in found.models.items()},
+            "kept_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+        }
 
     def released(self, judged: Judged) -> Judged:
         """What may leave: an interval's width would tell the number of rows where that is kept in."""

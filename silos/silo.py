@@ -310,6 +310,8 @@ class Silo:
             self._outbox.make_room()  # as for an evaluation
             vectors = self._begun(request, run, self._state(request))
             found = self.site.assess(run.trainer, self._order(request, run, vectors))
+            if found.own is not None:
+                self.site.keep(run.id, found.own, run.card(request, found))
             known = self._assessed = run.id, run.assessed(request, found)
             self._signs.mark("idle", request.version)
         self._go_on(run)

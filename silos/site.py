@@ -67,6 +67,17 @@ class Trained:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class OwnModel:
+    """The model that a run leaves to the silo. It stays here."""
+
+    kind: Literal["personal", "fine_tuned", "global"]
+    """The strategy's own for this silo; or else the received one after local steps, where these were accepted; or as
+    received. With the silo's private layers in each case."""
+    tensors: Mapping[str, NDArray[Any]]
+    """The module's whole state, by name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
     """What a received model does for the silo; fields as in `Assessed`."""
@@ -76,6 +87,7 @@ class Assessment:
     accepted: int
     num_steps: int
     seconds: dict[str, float]
+    own: OwnModel | None = None
 
 
 class Trainer(Protocol):
@@ -156,6 +168,10 @@ class Site(Protocol):
 
     def assess(self, trainer: Any, order: Order) -> Assessment:
         """Compare the received model with what the silo could have without it, as the job's ``report`` says."""
+        ...
+
+    def keep(self, run_id: str, own: OwnModel, card: Mapping[str, Any]) -> None:
+        """Keep the run's model for the organisation's own use, with what is known of it; raises `BadInput`."""
         ...
 
     def fingerprint(self, job: Job) -> str:

@@ -17,6 +17,7 @@ from orchestrator.cli import (
     certs,
     doctor,
     list_runs,
+    model,
     partition,
     resume,
     run,
@@ -89,6 +90,7 @@ app.command("partition")(partition.partition)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)
 app.command("approve")(approve.approve)
+app.command("model")(model.model)
 app.add_typer(certs.app, name="certs")
 
 

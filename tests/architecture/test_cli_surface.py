@@ -99,6 +99,7 @@ SURFACE = {
     "certs revoke": {"name", "--ca"},
     "certs show": {"path"},
     "approve": {"job", "--silo", "--revoke", "--list", "--yes"},
+    "model": {"run", "--out", "--silo", "--json"},
 }
 
 HEAVY = {"ray", "torch", "torchvision", "mlflow", "pyarrow", "pandas", "matplotlib", "sklearn"}

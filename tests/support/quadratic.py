@@ -18,7 +18,7 @@ from orchestrator.core.protocols import LocalRun, Report
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from silos.silo import Silo
-from silos.site import Assessment, Guard, Order, Tick, Trained
+from silos.site import Assessment, Guard, Order, OwnModel, Tick, Trained
 from silos.state import Kept
 
 
@@ -165,6 +165,8 @@ class PlainSite:
     refusal: str | None = None
     data: str = "data"
     guard: Guard = field(default_factory=Guard)
+    kept: dict[str, tuple[OwnModel, Mapping[str, Any]]] = field(default_factory=dict)
+    """Models by run, and what is known of them."""
 
     def review(self, job: Job) -> str | None:
         return self.refusal
@@ -172,6 +174,9 @@ class PlainSite:
     def trainer(self, job: Job) -> Any:
         self.trainers.append(self.make(job, self.name, self.problem))
         return self.trainers[-1]
+
+    def keep(self, run_id: str, own: OwnModel, card: Mapping[str, Any]) -> None:
+        self.kept[run_id] = own, card
 
     def assess(self, trainer: Any, order: Order) -> Assessment:
         found: Assessment = trainer.assess(order)

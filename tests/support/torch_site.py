@@ -1,6 +1,6 @@
 """Silos with torch and a small image task in memory, as the driver meets them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ from orchestrator.core.metrics import MetricSums
 from orchestrator.job import Job
 from silos.assess import assess
 from silos.config import Policy
+from silos.kept_models import KeptModels
 from silos.policy import released
 from silos.silo import Silo
-from silos.site import Assessment, Guard, Order
+from silos.site import Assessment, Guard, Order, OwnModel
 from silos.trainer import TorchTrainer
 from tests.support.blobs import Blobs
 from tests.support.quadratic import job_of
@@ -36,6 +37,13 @@ class TorchSite:
 
     def trainer(self, job: Job) -> TorchTrainer:
         return TorchTrainer(job, self.name, self.task, "cpu")
+
+    def keep(self, run_id: str, own: OwnModel, card: Mapping[str, Any]) -> None:
+        self.models.keep(run_id, own.tensors, card)
+
+    @property
+    def models(self) -> KeptModels:
+        return KeptModels(self.folder / self.name)
 
     def assess(self, trainer: TorchTrainer, order: Order) -> Assessment:
         self.assessed.append(order.version)
