@@ -17,6 +17,7 @@ from orchestrator.core.metrics import values
 from orchestrator.core.protocols import State
 from orchestrator.fairness import judged
 from orchestrator.gate import unsound
+from orchestrator.shares import without_shares
 
 MODELS = ("global", "fine_tuned", "alone", "personal")
 
@@ -43,11 +44,12 @@ async def assess(attempt: Attempt) -> None:
 async def _model(attempt: Attempt) -> tuple[int, State, str]:
     """Version, state and lineage of the model that is assessed."""
     model, best = attempt.model, attempt.board.best
-    private = bool(attempt.job.private) or attempt.job.strategy.private_layers != "none"
+    job = attempt.job
+    private = bool(job.private) or job.strategy.private_layers != "none" or job.strategy.shares_logits
     if best is not None and best[0] != model.version and not private:
         kept = await asyncio.to_thread(attempt.store.kept, best[0])
         if kept is not None:
-            return best[0], kept.state, str(kept.meta["lineage"])
+            return best[0], without_shares(kept.state), str(kept.meta["lineage"])
     return model.version, model.state, model.lineage
 
 

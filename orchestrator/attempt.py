@@ -11,12 +11,13 @@ from orchestrator.core.events import Event
 from orchestrator.core.messages import Reply, Request, SiloId
 from orchestrator.core.protocols import Channel, Observer
 from orchestrator.core.rounds import RoundPolicy
+from orchestrator.drift import DriftWatch
 from orchestrator.enrolment import Enrolment
 from orchestrator.global_model import GlobalModel
 from orchestrator.job import Job
 from orchestrator.pacing import Paces
 from orchestrator.scoreboard import Scoreboard
-from orchestrator.store import Store
+from orchestrator.store import DiskFull, Store
 from orchestrator.weighing import Balance
 
 GIVE_UP = 10
@@ -54,6 +55,9 @@ class Attempt:
         self.balance, self.paces = Balance(job), Paces(job)
         self.told_mode = False
         """Whether the world knows which mode ``auto`` has chosen."""
+        self.drift = DriftWatch()
+        self.valued: events.ContributionsFound | None = None
+        """What the silos' updates were found to be worth."""
         self._waiting_since: float | None = None
         self._said: Set[SiloId] | None = None
         """Which of the awaited silos will join later, when it was last told whom the run waits for."""
@@ -64,6 +68,19 @@ class Attempt:
         if event.durable:
             self.store.append(event.model_dump(mode="json"), durable=isinstance(event, events.RunClosed))
         self.observe(event)
+
+    def tell(self, closed: events.RoundClosed) -> None:
+        """The round is durable: the world hears of it, and of what is odd in it."""
+        self.observe(closed)
+        for alarm in self.drift.observe(closed) if self.job.report.drift else ():
+            self.mention(alarm)
+
+    def mention(self, event: Event) -> None:
+        """For want of space, the world is told without a record."""
+        try:
+            self.emit(event)
+        except DiskFull:
+            self.observe(event)
 
     def count(self, closed: events.RoundClosed) -> None:
         """Who gave what to this version, which is to count."""

@@ -309,7 +309,7 @@ class Driver:
         )
         self.attempt.count(closed)
         await self._go_on()
-        self.model.commit(closed, lambda: self.attempt.observe(closed), self.attempt.disk_full)
+        self.model.commit(closed, lambda: self.attempt.tell(closed), self.attempt.disk_full)
         fault("round.closed")
 
     async def _fold(self) -> tuple[list[Update], CohortInfo, Combined] | None:

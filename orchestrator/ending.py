@@ -12,6 +12,7 @@ from orchestrator.core.messages import Evaluate, Evaluated, Leave, Refused, Silo
 from orchestrator.core.metrics import MetricSums
 from orchestrator.gate import unsound
 from orchestrator.store import DiskFull
+from orchestrator.valuing import value
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ async def finish(attempt: Attempt, status: str, reason: str) -> Outcome:
     await attempt.model.committed()
     if status == "done":
         await _evaluate_last(attempt)
+        await value(attempt)
         await assess(attempt)
     _close(attempt, status, reason, await asyncio.to_thread(attempt.model.parameters_digest))
     await _dismiss(attempt, finished=status == "done")

@@ -20,6 +20,7 @@ from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
 from orchestrator.pipeline import Combined, Fetch, incoming
 from orchestrator.privacy.clip import norm_of
+from orchestrator.shares import Shares, without_shares
 from orchestrator.store import DiskFull, Store
 
 CLOSE_S = 10.0
@@ -36,6 +37,8 @@ class GlobalModel:
         self.lineage = ""
         """Digest of all that went into the version. Hashing the parameters themselves would cost more than
         folding them; two runs with equal lineages have equal parameters."""
+        self.shares = Shares(job.training) if job.report.contribution != "none" else None
+        """What each silo brought, where the job asks for it."""
         self._buffers: list[Vector] = []
         """Memory for folds: the one under the newest state, and one to fold into."""
         self._committing: asyncio.Task[None] | None = None
@@ -45,9 +48,14 @@ class GlobalModel:
         self.version = 0
         self.state = self.job.strategy.init({name: np.array(part) for name, part in parts.items()})
         self.lineage = _digest(self.job.digest, origin)
+        if self.shares is not None:
+            self.shares.begin(self.state)
 
     def restore(self, version: int, state: State, lineage: str) -> None:
-        self.version, self.state, self.lineage = version, state, lineage
+        if self.shares is not None:
+            self.shares.restore(state)
+        self.version, self.lineage = version, lineage
+        self.state = without_shares(state)
 
     @property
     def layout(self) -> dict[str, int]:
@@ -56,8 +64,9 @@ class GlobalModel:
 
     async def fold(self, updates: Sequence[Update], cohort: CohortInfo, fetch: Fetch) -> Combined:
         """Combine updates that are in the order of the sum. Raises `UpdateUnfit` and `SiloLost`."""
-        weights, out = self.job.strategy.weigh(cohort), self._buffer(sum(self.layout.values()))
-        return await incoming(self.job, updates, weights, fetch, out)
+        weights, size = self.job.strategy.weigh(cohort), sum(self.layout.values())
+        terms = self.shares.room(len(updates), size) if self.shares is not None else ()
+        return await incoming(self.job, updates, weights, fetch, self._buffer(size), terms)
 
     def _buffer(self, size: int) -> Vector:
         """Memory that the state does not use."""
@@ -73,7 +82,11 @@ class GlobalModel:
         """Step to the next version; the Euclidean norm of the mean delta. Waits until the version before is
         durable, because its memory is written over."""
         await self.committed()
+        before = self.state
         norm = await asyncio.to_thread(self._step, combined.parts, cohort)
+        if self.shares is not None:
+            silos = [update.silo for update in updates]
+            await asyncio.to_thread(self.shares.add, silos, combined.weights, before, self.state, self.layout)
         self.version += 1
         self.lineage = _digest(
             self.lineage, *(_identity(u, n) for u, n in zip(updates, combined.norms, strict=True))
@@ -91,8 +104,13 @@ class GlobalModel:
     ) -> None:
         """Start making this version durable; ``durable`` is called when it is, ``full`` while the disk is full."""
         assert self._committing is None or self._committing.done()
-        work = self._commit(self.version, dict(self.state), event, self.lineage, durable, full)
+        work = self._commit(
+            self.version, {**self.state, **self._shares()}, event, self.lineage, durable, full
+        )
         self._committing = asyncio.create_task(work)
+
+    def _shares(self) -> State:
+        return {} if self.shares is None else self.shares.vectors()
 
     async def committed(self) -> None:
         """Wait until the newest version is durable; raises what went wrong."""

@@ -44,6 +44,8 @@ def refusals(job: "Job") -> Iterator[str]:
     if job.combine.sealed and not job.codec.linear:
         yield f"codec: {job.codec.name} packets do not add up, so they cannot be summed unopened"
     yield from round_legality.refusals(job)
+    if job.report.contribution != "none":
+        yield from _contribution(job)
     if any(glob in job.private for glob in job.shared):
         yield "shared: a glob stands in 'private' as well"
     if job.strategy.halves and job.local.batch_size < 2:
@@ -96,6 +98,20 @@ def _of_logits(job: "Job") -> Iterator[str]:
             yield f"{section}: with '{job.strategy.name}' no parameter leaves a silo"
     if job.task.dataset == job.datasets[-1]:
         yield f"strategy.public: '{job.task.dataset}' is the silos' own data"
+
+
+def _contribution(job: "Job") -> Iterator[str]:
+    what = f"report.contribution: {job.report.contribution}"
+    if job.combine.sealed:
+        yield f"{what} recombines single silos' updates, and '{job.combine.name}' shows the driver only sums"
+    if job.privacy:
+        yield f"{what} makes and measures models of single silos' updates, which the steps under 'privacy' protect"
+    if job.strategy.whole:
+        yield f"{what} adds updates up in other coalitions, and '{job.strategy.name}' does not add them up at all"
+    if job.strategy.shares_logits:
+        yield f"{what} makes models of silos' updates, and with '{job.strategy.name}' these are no parameters"
+    if len(job.training) < 2:
+        yield f"{what} needs two silos that train"
 
 
 def warnings(job: "Job") -> Iterator[str]:

@@ -32,17 +32,21 @@ class Opening:
             self.attempt.model.restore(found.version, found.state, found.meta["lineage"])
         if self.job.start_from is not None:
             self.enrolment.start = starting.load(self.store.root)
-        self._replay([EVENT.validate_python(event) for _, event in self.store.events()])
+        untold = self._replay([EVENT.validate_python(event) for _, event in self.store.events()])
         self.attempt.emit(self._run_opened(epoch, found))
+        for alarm in untold:
+            self.attempt.mention(alarm)
         self.enrolment.run_id, self.enrolment.epoch = self.attempt.run_id, epoch
         for silo in self.job.silos:
             self.enrolment.seek(silo)
         if await self._assemble() and found is None:
             await self._make_model()
 
-    def _replay(self, history: Sequence[Event]) -> None:
+    def _replay(self, history: Sequence[Event]) -> list[events.DriftAlarm]:
+        """Alarms that a driver did not live to record."""
         self.attempt.board.replay(history)
         closed: dict[int, events.RoundClosed] = {}
+        told: set[tuple[str, int]] = set()
         for event in history:
             match event:
                 case events.SiloJoined():
@@ -50,6 +54,10 @@ class Opening:
                 case events.ModelReady():
                     self.enrolment.shared = event.schema_digest, event.num_shared
                     self._check_start(event.started_from)
+                case events.DriftAlarm():
+                    told.add((event.silo, event.version))
+                case events.ContributionsFound():
+                    self.attempt.valued = event
                 case events.SiloAssessed():
                     self.attempt.assessed[event.silo] = event
                 case events.ModeChosen():
@@ -58,9 +66,12 @@ class Opening:
                     closed[event.version] = event
                 case events.Rewound():
                     closed = {version: each for version, each in closed.items() if version <= event.version}
+        alarms: list[events.DriftAlarm] = []
         for version in sorted(closed):
             self.attempt.count(closed[version])
+            alarms += self.attempt.drift.observe(closed[version]) if self.job.report.drift else []
         self.attempt.pin_best()
+        return [alarm for alarm in alarms if (alarm.silo, alarm.version) not in told]
 
     def _check_start(self, before: events.StartedFrom | None) -> None:
         start = self.enrolment.start

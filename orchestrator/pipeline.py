@@ -30,6 +30,10 @@ BLOCK = 8 << 20
 CACHED = 1 << 16
 """Elements decoded, measured and merged at a time: what one step leaves in a core's cache, the next one reads."""
 
+LOOKED_AT = 16
+"""Pieces of that size, about, in which directions are compared, evenly over the update: all of them would add a sixth
+to the work of folding, and a million elements tell the angle as well."""
+
 Fetch = Callable[[Update, int, int], Awaitable[Packet]]
 """Elements ``start`` to ``stop`` of an update's packet."""
 
@@ -53,6 +57,8 @@ class Combined:
     """Euclidean norm of each update, in the order of the sum."""
     weights: Sequence[float]
     """What each was multiplied by."""
+    cosines: list[float | None]
+    """Of the angle between each update and their mean; None where nobody asks, or one of the two is zero."""
     seconds: dict[str, float] = field(default_factory=dict)
     """``transfer``: waiting for blocks; ``fold``: merging them."""
 
@@ -66,26 +72,32 @@ def outgoing(job: Job, silo: str, version: int, parts: Parts, kept: MutableMappi
 
 
 async def incoming(
-    job: Job, updates: Sequence[Update], weights: Sequence[float], fetch: Fetch, out: Vector
+    job: Job,
+    updates: Sequence[Update],
+    weights: Sequence[float],
+    fetch: Fetch,
+    out: Vector,
+    terms: Sequence[Vector] = (),
 ) -> Combined:
     """The driver's half: fold the updates, which are in the order of the sum, into ``out``; each is multiplied by its
-    weight.
+    weight. ``terms``: memory for each update as it went into the mean, where somebody wants that.
 
     Raises `UpdateUnfit` for an update with a non-finite or too large norm; ``out`` is then worthless, and the
     caller folds again without it.
     """
     layout = Layout(*(tuple(column) for column in zip(*updates[0].layout, strict=True)))
-    folded = _Folded(job, updates, weights, out)
+    folded = _Folded(job, updates, weights, out, terms)
     waited = perf_counter()
     async for start, stop, packets in _prefetched(updates, fetch, layout.size):
         folded.seconds["transfer"] += perf_counter() - waited
         await _off_loop(stop - start, folded.block, start, stop, packets)
         waited = perf_counter()
     folded.check()
+    cosines = folded.cosines()
     for number, transform in reversed(list(enumerate(job.privacy))):
         out = transform.finish(out, len(updates), rng_of(job.seed, "finish", number, updates[0].version))
     norms = [math.sqrt(each) for each in folded.squared]
-    return Combined(layout.unpack(out), norms, weights, folded.seconds)
+    return Combined(layout.unpack(out), norms, weights, cosines, folded.seconds)
 
 
 def packet_flaw(job: Job, packet: Packet, size: int) -> str | None:
@@ -101,10 +113,21 @@ def packet_flaw(job: Job, packet: Packet, size: int) -> str | None:
 
 
 class _Folded:
-    def __init__(self, job: Job, updates: Sequence[Update], weights: Sequence[float], out: Vector) -> None:
-        self.job, self.updates, self.weights, self.out = job, updates, weights, out
+    def __init__(
+        self,
+        job: Job,
+        updates: Sequence[Update],
+        weights: Sequence[float],
+        out: Vector,
+        terms: Sequence[Vector],
+    ) -> None:
+        self.job, self.updates, self.weights, self.out, self.terms = job, updates, weights, out, terms
         self.seeds = [seed_of(job.seed, "codec", update.version, update.silo) for update in updates]
         self.squared = [0.0] * len(updates)
+        self.along, self.looked = [0.0] * len(updates), [0.0] * len(updates)
+        """Dot product of each update with their mean, and with itself, in the pieces that are looked at."""
+        self.mean_squared = 0.0
+        self._piece, self._every = 0, max(1, len(out) // (LOOKED_AT * CACHED))
         self.seconds = {"transfer": 0.0, "fold": 0.0}
 
     def block(self, start: int, stop: int, packets: Sequence[Packet]) -> None:
@@ -115,9 +138,30 @@ class _Folded:
                 raise UpdateUnfit(update, "schema", wrong)
         out = self.out[start:stop]
         for low, high in blocks(stop - start, CACHED):
+            before = list(self.squared)
             rows = [self._row(i, packet, low, high) for i, packet in enumerate(packets)]
-            self.job.combine.merge(rows, self.weights, out[low:high])
+            mean = out[low:high]
+            self.job.combine.merge(rows, self.weights, mean)
+            if self.job.report.drift and self._piece % self._every == 0:
+                self._look(rows, mean, before)
+            self._piece += 1
+            for row, weight, term in zip(rows, self.weights, self.terms, strict=False):
+                np.multiply(row, np.float32(weight), out=term[start + low : start + high])
         self.seconds["fold"] += perf_counter() - began
+
+    def _look(self, rows: Sequence[Vector], mean: Vector, before: Sequence[float]) -> None:
+        """While row and mean are still in the core's cache."""
+        for i, row in enumerate(rows):
+            self.along[i] += float(np.dot(row, mean))
+            self.looked[i] += self.squared[i] - before[i]
+        self.mean_squared += float(np.dot(mean, mean))
+
+    def cosines(self) -> list[float | None]:
+        lengths = [math.sqrt(squared * self.mean_squared) for squared in self.looked]
+        return [
+            max(-1.0, min(1.0, dot / length)) if 0 < length < math.inf else None
+            for dot, length in zip(self.along, lengths, strict=True)
+        ]
 
     def _row(self, i: int, packet: Packet, low: int, high: int) -> Vector:
         update = self.updates[i]

@@ -14,8 +14,8 @@ def contributors(
     updates: Sequence[Update], combined: Combined, version: int, broadcast_bytes: int
 ) -> list[Contributor]:
     """One entry per update, in the order of the sum; ``version`` is the one that the round opened with."""
-    rows = zip(updates, combined.weights, combined.norms, strict=True)
-    return [_contributor(update, weight, norm, version, broadcast_bytes) for update, weight, norm in rows]
+    rows = zip(updates, combined.weights, combined.norms, combined.cosines, strict=True)
+    return [_contributor(*row, version, broadcast_bytes) for row in rows]
 
 
 def timed(update: Update, took_s: float) -> Update:
@@ -24,7 +24,9 @@ def timed(update: Update, took_s: float) -> Update:
     return replace(update, seconds={**update.seconds, "transfer": transfer_s})
 
 
-def _contributor(update: Update, weight: float, norm: float, version: int, bytes_down: int) -> Contributor:
+def _contributor(
+    update: Update, weight: float, norm: float, cosine: float | None, version: int, bytes_down: int
+) -> Contributor:
     return Contributor(
         silo=update.silo,
         base_version=update.version,
@@ -33,6 +35,7 @@ def _contributor(update: Update, weight: float, norm: float, version: int, bytes
         num_examples=update.num_examples,
         num_steps=update.num_steps,
         norm=norm,
+        cosine=cosine,
         train=values(update.train_metrics),
         seconds=update.seconds,
         bytes_up=update.packet_bytes,

@@ -373,6 +373,8 @@ class ContributionsFound(_Event):
     """The silos' shares of what the run achieved in the job's metric, pooled over the silos' test rows."""
 
     type: Literal["contributions_found"] = "contributions_found"
+    lineage: str = ""
+    """Of the version that the run came to."""
     method: Literal["leave_one_out", "shapley", "sampled_shapley"]
     metric: str
     worths: list[Worth] = []

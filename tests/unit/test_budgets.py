@@ -1,13 +1,14 @@
 """How much a job may have of a silo: by the job, over its runs and the silo's processes."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator.core.messages import Evaluated, Joined, Leave, Refused, Update
+from orchestrator.core.messages import Assess, Assessed, Evaluated, Joined, Leave, Refused, Update
 from silos.ledger import Ledger
 from silos.silo import Silo
 from tests.support.guarded import JOB, MODEL, RUN, Clock, evaluate, guarded, join, lines, refusal, train
@@ -167,3 +168,17 @@ def test_a_torn_write_leaves_the_entry_before_it(tmp_path: Path, monkeypatch: py
     ledger = Ledger(tmp_path, lambda: 9.0)
     assert ledger.first_join("job") == 5.0 and ledger.begin("job", "trained", "b", 2)
     assert not ledger.begin("job", "trained", "c", 2) and ledger.begin("job", "trained", "a", 2)
+
+
+def test_an_assessment_counts_as_an_evaluation(site: PlainSite, clock: Clock) -> None:
+    """Of the last version and of the best one: two, and both again are free."""
+    assess = Assess(**RUN, version=1, model=MODEL, model_digest="m", counted=-1, trainings=1, num_steps=1)
+    silo = joined(site, clock, max_rounds=1)
+    assert isinstance(silo.handle(evaluate(1)), Evaluated)
+    assert isinstance(silo.handle(assess), Assessed)
+    assert isinstance(joined(site, clock, max_rounds=1).handle(assess), Assessed)
+    assert refusal(silo.handle(replace(assess, model_digest="n")))[0] == "policy"
+    assert isinstance(silo.handle(evaluate(1)), Evaluated)
+    assert [line["event"] for line in lines(site)].count("assessed") == 2
+    wide = joined(site, clock, max_rounds=1, max_evaluations=3)
+    assert isinstance(wide.handle(replace(assess, model_digest="n")), Assessed)

@@ -32,6 +32,24 @@ UNIFORM = {"weights": "uniform"}
         ({"frozen": ["x*"], "unfreeze": {0: ["x*"]}}, "the first version is 0"),
         ({"strategy": {"name": "fedmd", "public": "p"}, "private": ["head.*"]}, "no parameter leaves a silo"),
         ({"strategy": {"name": "fedmd", "public": "none"}}, "'none' is the silos' own data"),
+        ({"held_out": ["d"]}, "held_out: d not among the job's silos"),
+        ({"held_out": ["a", "b", "c"]}, "no silo is left to train"),
+        (
+            {"held_out": ["a"], "required_silos": ["a"]},
+            "required in every round (required_silos), but held out",
+        ),
+        (
+            {"held_out": ["a"], "combine": {"weights": {"a": 1, "b": 1, "c": 1}}},
+            "silo of the job that trains",
+        ),
+        ({"held_out": ["a"], "rounds": {"buffer": 3}}, "min_updates <= buffer_size <= cohort_size"),
+        (
+            {"report": {"contribution": "shapley"}, "privacy": [{"name": "clip", "max_norm": 1}]},
+            "makes and measures models of single silos' updates",
+        ),
+        ({"report": {"contribution": "shapley"}, "held_out": ["a", "b"]}, "needs two silos that train"),
+        ({"report": {"adapt": [5, 5]}}, "give rising numbers of steps"),
+        ({"report": {"resamples": 100}}, "greater than or equal to 200"),
         ({"rounds": {"mode": "quorum"}}, "needs 'deadline_s'"),
         ({"strategy": {"name": "fednova"}, "rounds": {"partial": True}}, "'partial' needs 'deadline_s'"),
         ({"rounds": {"partial": True, "deadline_s": 9}}, "optimum of the fast ones: use fednova"),
@@ -91,6 +109,7 @@ def test_legal_jobs_have_no_refusal() -> None:
     for sections in (
         {},
         {"required_silos": ["b"]},
+        {"held_out": ["a"], "combine": {"weights": {"b": 1, "c": 2}}, "report": {"contribution": "shapley"}},
         {"combine": {"weights": {"a": 1, "b": 2, "c": 3}}},
         {"rounds": {"mode": "async"}, "required_silos": ["a"]},
         {"rounds": {"mode": "async", "buffer": 3, "min_updates": 3}, "strategy": {"name": "scaffold"}},

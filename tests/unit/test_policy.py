@@ -44,6 +44,16 @@ def test_an_open_policy_takes_part() -> None:
         ({"task": {**TASK, "model": {"name": "theirs.models:Net"}}}, {}, "code of 'theirs.models'"),
         ({"task": {"name": "mine:Task", "dataset": "heart"}}, {"allow_code": ["minex"]}, "code of 'mine'"),
         ({}, {"allow_jobs": ["heart-*", "J"]}, "job 'j' (allow_jobs: heart-*, J)"),
+        (
+            {"report": {"contribution": "shapley"}},
+            {"max_rounds": 10},
+            "11 evaluations of a job (policy.max_rounds + 1)",
+        ),
+        (
+            {"report": {"contribution": "shapley"}},
+            {"max_evaluations": 5},
+            "5 evaluations of a job (policy.max_ev",
+        ),
         ({"rounds": {"total": 11}}, {"max_rounds": 10}, "10 rounds (policy.max_rounds); this job has 11"),
         ({}, {"require_combiner": ["secure_sum"]}, "combiner 'mean'"),
         ({}, {"require_privacy": ["clip"]}, "privacy step 'clip'"),
