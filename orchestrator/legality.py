@@ -93,7 +93,7 @@ def _adapted(job: "Job") -> Iterator[str]:
 
 def _of_logits(job: "Job") -> Iterator[str]:
     """No parameter is shared, so nothing can be said of which are."""
-    for section in ("shared", "private", "frozen", "unfreeze", "adapters"):
+    for section in ("shared", "private", "frozen", "unfreeze", "adapters", "start_from"):
         if getattr(job, section) != type(job).model_fields[section].default:
             yield f"{section}: with '{job.strategy.name}' no parameter leaves a silo"
     if job.task.dataset == job.datasets[-1]:

@@ -49,6 +49,33 @@ def test_a_silo_killed_while_training_is_asked_again(
     assert summary["parameters_digest"] == undisturbed(job)["parameters_digest"]
 
 
+def test_a_silo_killed_at_nine_tenths_goes_on(
+    ray_here: Any, heart_silos: Path, tmp_path: Path, slow_job: Callable[..., Job], undisturbed: Any
+) -> None:
+    """From its last checkpoint: of 20 batches at most four are trained on twice, and the bits are the same."""
+    document, counted = heart_silos / "va.yaml", tmp_path / "counted"
+    silo = yaml.safe_load(document.read_text(encoding="utf-8"))
+    silo["local"] = {"checkpoint_steps": 4}
+    document.write_text(yaml.safe_dump(silo), encoding="utf-8")
+    options = {"pause_s": 0.05, "counted": str(counted)}
+    task = {"name": "tests.support.slow_task:CountedTask", "dataset": "heart", "options": options}
+    alone = {
+        "silos": ["va"],
+        "report": {"silos": False},
+    }  # the file counts its batches, and no others
+    job = slow_job(total=2, task=task, **alone)
+    running = Running(ray_here, job, heart_silos, tmp_path / "runs")
+    running.until(launched("va", 1))
+    while len(counted.read_text().split()) < 20 + 18:
+        time.sleep(0.01)
+    os.kill(running.silo_pid("va"), signal.SIGKILL)
+    summary = running.finish()
+    assert [(lost["silo"], lost["version"]) for lost in summary["lost"]] == [("va", 1)]
+    pids = counted.read_text().split()
+    assert pids.count(pids[0]) >= 38 and 0 < pids.count(pids[-1]) <= 4, pids
+    assert summary["parameters_digest"] == undisturbed(job)["parameters_digest"]
+
+
 def test_a_quorum_closes_without_a_silo_that_was_killed(
     ray_here: Any, heart_silos: Path, tmp_path: Path, slow_job: Callable[..., Job]
 ) -> None:
