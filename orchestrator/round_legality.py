@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.strategies.area import Area
 from orchestrator.strategies.fedasync import FedAsync
+from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.scaffold import Scaffold
 
 if TYPE_CHECKING:
@@ -107,6 +108,15 @@ def warnings(job: "Job") -> Iterator[str]:
         yield (
             "silos that deliver rarely count for less than their share, and what only they have may be lost: "
             "rounds.rate_correction: true"
+        )
+    if (
+        rounds.asks_for_steps
+        and isinstance(job.strategy, FedNova)
+        and job.local.optimizer.arguments.get("momentum")
+    ):
+        yield (
+            "rounds.equal_time with local momentum: a silo of few steps gets under way only, and FedNova multiplies "
+            "what it sends many times over: use plain SGD, or scaffold"
         )
     if isinstance(job.strategy, FedAsync | Area) and rounds.staleness_exponent:
         yield f"rounds.staleness_exponent means nothing to {job.strategy.name}"

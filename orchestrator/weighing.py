@@ -28,7 +28,8 @@ class Balance:
     *arrivals* weigh most (notes/algorithms.md section 3.4). An update therefore counts for its silo's share times the
     number of versions since the silo counted last: over any stretch of time these add up to the share of all versions,
     which is the condition for no bias (Fraboni et al. 2022, FedFix). Nothing is estimated, and a resumed driver
-    computes the same from its journal.
+    computes the same from its journal. Where updates may be several versions late, a version of a part of the silos
+    moves the model by that part only: as many full steps on old models would overshoot.
     """
 
     job: Job
@@ -48,9 +49,11 @@ class Balance:
         } | {update.silo: update.weight for update in updates}
         mass = math.fsum(update.weight for update in updates) / math.fsum(present.values())
         times = Counter(update.silo for update in updates)
+        strength = mass * policy.fill
         gaps = (version - self.counted.get(update.silo, (0, 0.0))[0] for update in updates)
         return [
-            mass * min(gap, longest) / times[update.silo] for update, gap in zip(updates, gaps, strict=True)
+            strength * min(gap, longest) / times[update.silo]
+            for update, gap in zip(updates, gaps, strict=True)
         ]
 
 

@@ -62,6 +62,11 @@ class RoundPolicy(BaseModel, frozen=True, extra="forbid"):
         waits = self.buffer_size == self.cohort_size and self.deadline_s is None
         return 0 if waits else self.max_staleness
 
+    @property
+    def fill(self) -> float:
+        """Share of a full step that one version is: less than one where updates may be several versions late."""
+        return self.buffer_size / self.cohort_size if self.most_stale > 1 else 1.0
+
     def discount(self, staleness: int) -> float:
         """Factor on the vector (not on its weight, where it would cancel): ``(1 + staleness) ** -a``.
 

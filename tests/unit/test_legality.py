@@ -128,6 +128,14 @@ def test_legal_jobs_have_no_refusal() -> None:
         ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "semi_sync"}}, "older model"),
         ({"strategy": {"name": "scaffold"}, "rounds": {"mode": "auto", "buffer": 2}}, "older model"),
         ({"rounds": {"rate_correction": True}}, "changes nothing"),
+        (
+            {
+                "strategy": {"name": "fednova"},
+                "rounds": {"mode": "auto"},
+                "local": {"optimizer": {"name": "sgd", "momentum": 0.9}},
+            },
+            "many times over",
+        ),
         ({"rounds": {"mode": "async", "rate_correction": True, "staleness_exponent": 0.5}}, "0 is right"),
         ({"rounds": {"mode": "async"}}, "rounds.rate_correction: true"),
         (
