@@ -62,7 +62,11 @@ POLICIES: dict[str, dict[str, Any]] = {
     },
     "equal time, rate correction, buffer 4": {"rounds": _CORRECTED, "strategy": {"name": "fednova"}},
     "FedBuff K=4": {"rounds": {"mode": "async"}},
-    "AREA x2": {"rounds": {"mode": "async"}, "strategy": {"name": "area", "stretch": 2}},
+    "AREA x2": {
+        "rounds": {"mode": "async"},
+        "strategy": {"name": "area", "stretch": 2},
+        "combine": {"name": "mean", "weights": "rows"},
+    },
     "auto, server lr 2": {"rounds": {"mode": "auto"}, "strategy": {"name": "fednova", "server": _TWICE}},
     "sync, server lr 3": {"strategy": {"name": "fedavg", "server": {"name": "sgd", "lr": 3}}},
     "FedAsync .6": {"rounds": {"mode": "fedasync"}, "strategy": {"name": "fedasync"}},
@@ -134,8 +138,11 @@ def _whole_test(job: Job, images: fashion.Images) -> Any:
 # profiles
 
 
-def skewed_job(policy: str, horizon: float) -> Job:
+def skewed_job(policy: str, horizon: float, federation: skewed.Federation) -> Job:
+    """``weights: rows`` gives the job the silos' numbers of rows."""
     sections = POLICIES[policy]
+    rows = {name: len(task.train[1]) for name, task in federation.silos.items()}
+    combine = {"combine": {**sections["combine"], "weights": rows}} if "combine" in sections else {}
     return Job.model_validate(
         {
             "name": "skewed",
@@ -145,6 +152,7 @@ def skewed_job(policy: str, horizon: float) -> Job:
             "strategy": sections.get("strategy", {"name": "fedavg"}),
             "local": {"steps": 20, "batch_size": 32, "optimizer": {"name": "sgd", "lr": 0.2}},
             "stop": {"metric": "accuracy", "wall_time_s": horizon},
+            **combine,
         }
     )
 
@@ -152,13 +160,13 @@ def skewed_job(policy: str, horizon: float) -> Job:
 @cache
 def _federation(profile: str, seed: int) -> tuple[skewed.Federation, float]:
     federation = skewed.Federation(seed, rare=profile == "adv")
-    return federation, federation.centralised(skewed_job("sync", 1.0))
+    return federation, federation.centralised(skewed_job("sync", 1.0, federation))
 
 
 def profile_cell(profile: str, policy: str, seed: int) -> dict[str, Any]:
     federation, centralised = _federation(profile, seed)
     horizon = HORIZONS[profile]
-    job = skewed_job(policy, horizon)
+    job = skewed_job(policy, horizon, federation)
     pooled, late = federation.judge(job), _Late(federation, job, horizon)
 
     def judge(version: int, model: Parts) -> Mapping[str, float]:
