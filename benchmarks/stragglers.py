@@ -103,10 +103,8 @@ class Cells:
 def fashion_cell(policy: str, seed: int, data: Path) -> dict[str, Any]:
     rounds, strategy, units = FASHION[policy]
     images = fashion.Images(data)
-    job = fashion.job(strategy, ENDLESS, stop={"metric": "accuracy", "wall_time_s": units})
-    job = Job.model_validate(
-        {**job.model_dump(mode="json", exclude_unset=True), "rounds": {**rounds, "total": ENDLESS}}
-    )
+    sections = {"rounds": {"total": ENDLESS, **rounds}, "stop": {"metric": "accuracy", "wall_time_s": units}}
+    job = fashion.job(strategy, ENDLESS, **sections)
     timings = speeds_of("1x7,2,4,8", job.silos, per="epoch")
     with tempfile.TemporaryDirectory(prefix="stragglers") as name:
         makers = fashion.makers(images, "dir0.5", seed, Path(name) / "silos")
