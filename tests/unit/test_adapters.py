@@ -138,6 +138,8 @@ def test_a_federation_of_adapters_and_a_run_that_starts_from_it(
     x = torch.randn(5, 1, 8, 8)
     exported = module_of(job, ready.model, seen.driver.model.state, starting.load(tmp_path / "runs/run"))
     assert torch.equal(exported(x), silo.flat.module.eval()(x))
+    program = torch.export.export(exported, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert torch.equal(program.module()(x), exported(x)), "as MLflow keeps it, without peft"
 
     again = weights.read(blob_job(1, start_from={"run": "run", "version": 2}), tmp_path / "runs", tmp_path)
     assert again.source.contributors == ["x", "run/a", "run/b"]

@@ -18,6 +18,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.job import Job
 from orchestrator.starting import START, StartingWeights
 from silos import weights
+from silos.flat_model import FlatModel
 from silos.trainer import TorchTrainer
 from tests.support.blob_federation import blob_job, blob_sites, run_blobs
 from tests.support.blobs import Blobs, Net
@@ -281,3 +282,12 @@ def test_the_job_pins_its_source() -> None:
         target(start={"file": "w.safetensors", "sha256": "0" * 64})
     with pytest.raises(ValueError, match="sha256"):
         target(start="w.safetensors")
+
+
+def test_the_head_of_a_resnet_is_twenty_kilobytes() -> None:
+    """5,130 of 11.2 million parameters; the others, and all statistics of batch normalisation, stay where they are."""
+    from torchvision.models import resnet18
+
+    flat = FlatModel(resnet18(num_classes=10), frozen=["*"], shared=["fc.*"])
+    assert {name: part.nbytes for name, part in flat.parts().items()} == {"params": 20_520}
+    assert flat.num_parameters == 11_181_642
