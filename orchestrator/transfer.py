@@ -75,7 +75,7 @@ StartFrom = Annotated[
         | Annotated[RunWeights, Tag("run")],
         Discriminator(_kind),
     ],
-    BeforeValidator(_written_out),
+    BeforeValidator(_written_out, json_schema_input_type=str | FileWeights | TorchvisionWeights | RunWeights),
 ]
 
 
