@@ -103,8 +103,10 @@ class Cells:
 def fashion_cell(policy: str, seed: int, data: Path) -> dict[str, Any]:
     rounds, strategy, units = FASHION[policy]
     images = fashion.Images(data)
-    sections = {"rounds": {"total": ENDLESS, **rounds}, "stop": {"metric": "accuracy", "wall_time_s": units}}
-    job = fashion.job(strategy, ENDLESS, **sections)
+    sections = fashion.job({"name": "fedavg"}, ENDLESS).model_dump(mode="json", exclude_unset=True)
+    stop = {"metric": "accuracy", "wall_time_s": units}
+    rounds = {"total": ENDLESS, "patience_s": 36000, **rounds}
+    job = Job.model_validate({**sections, "rounds": rounds, "strategy": strategy, "stop": stop})
     timings = speeds_of("1x7,2,4,8", job.silos, per="epoch")
     with tempfile.TemporaryDirectory(prefix="stragglers") as name:
         makers = fashion.makers(images, "dir0.5", seed, Path(name) / "silos")
