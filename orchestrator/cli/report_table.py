@@ -77,12 +77,11 @@ def verdict_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _held_out(report: Mapping[str, Any]) -> list[str]:
-    curve = [
-        f"{words.figure(spread['mean'])} {name}"
-        for name, spread in report["held_out"].items()
-        if "steps" in name
-    ]
-    return [f"held out mean {report['metric']} {', '.join(curve)}"] if curve else []
+    """The mean over silos held out, after more and more local steps."""
+    found = report["held_out"]
+    steps = sorted(int(name.split()[1]) for name in found if name.startswith("after "))
+    curve = [f"{words.figure(found[f'after {number} steps']['mean'])} after {number}" for number in steps]
+    return [f"held out mean {report['metric']} {', '.join(curve)} local steps"] if curve else []
 
 
 def _worth(report: Mapping[str, Any]) -> list[str]:
