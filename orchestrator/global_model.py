@@ -16,6 +16,7 @@ from orchestrator.core.events import Event
 from orchestrator.core.faults import fault
 from orchestrator.core.messages import CohortInfo, Update
 from orchestrator.core.protocols import State
+from orchestrator.core.symmetry import Symmetry
 from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
 from orchestrator.pipeline import Combined, Fetch, incoming
@@ -34,6 +35,8 @@ class GlobalModel:
         self.job, self.run_id, self.store = job, run_id, store
         self.version = -1
         self.state: State = {}
+        self.symmetries: tuple[Symmetry, ...] = ()
+        """Units that may change places, for a strategy that sees whole updates."""
         self.lineage = ""
         """Digest of all that went into the version. Hashing the parameters themselves would cost more than
         folding them; two runs with equal lineages have equal parameters."""
@@ -66,7 +69,11 @@ class GlobalModel:
         """Combine updates that are in the order of the sum. Raises `UpdateUnfit` and `SiloLost`."""
         weights, size = self.job.strategy.weigh(cohort), sum(self.layout.values())
         terms = self.shares.room(len(updates), size) if self.shares is not None else ()
-        return await incoming(self.job, updates, weights, fetch, self._buffer(size), terms)
+        whole = self._whole if self.job.strategy.whole else None
+        return await incoming(self.job, updates, weights, fetch, self._buffer(size), terms, whole)
+
+    def _whole(self, updates: Sequence[Parts], shares: Sequence[float]) -> Parts:
+        return self.job.strategy.fold(self.state, updates, shares, self.version, self.symmetries)
 
     def _buffer(self, size: int) -> Vector:
         """Memory that the state does not use."""

@@ -25,6 +25,7 @@ from orchestrator.strategies.fedasync import FedAsync
 from orchestrator.strategies.fedavg import FedAvg
 from orchestrator.strategies.fedbn import FedBN
 from orchestrator.strategies.feddyn import FedDyn
+from orchestrator.strategies.fedma import FedMA
 from orchestrator.strategies.fedmd import FedMD
 from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.fedper import FedPer
@@ -39,7 +40,7 @@ from orchestrator.strategies.scaffold import Scaffold
 from orchestrator.task import Task
 from orchestrator.transfer import Adapters, StartFrom
 
-Averaged = FedAvg | FedProx | Scaffold | FedNova | FedDyn | Moon | DiLoCo | FedAsync | Area
+Averaged = FedAvg | FedProx | Scaffold | FedNova | FedDyn | Moon | DiLoCo | FedAsync | Area | FedMA
 """One model for all."""
 Adapted = Fomaml | PerFedAvg | MetaSgd | Reptile
 """A model from which each silo goes on."""

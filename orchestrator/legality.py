@@ -7,6 +7,7 @@ from orchestrator import round_legality
 from orchestrator.strategies.apfl import Apfl
 from orchestrator.strategies.ditto import Ditto
 from orchestrator.strategies.feddyn import FedDyn
+from orchestrator.strategies.fedma import FedMA
 from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.meta_sgd import MetaSgd
 from orchestrator.strategies.reptile import Reptile
@@ -62,6 +63,49 @@ def refusals(job: "Job") -> Iterator[str]:
     yield from _adapted(job)
     if job.strategy.shares_logits:
         yield from _of_logits(job)
+    if job.strategy.alone:
+        yield from _alone(job)
+    if job.strategy.whole:
+        yield from _whole(job)
+    if isinstance(job.strategy, FedMA) and not job.strategy.whole:
+        yield from _reference(job, job.strategy)
+
+
+def _whole(job: "Job") -> Iterator[str]:
+    """Where the driver compares whole updates, one beside the other."""
+    what = f"'{job.strategy.name}' at the driver"
+    if job.privacy:
+        yield f"privacy: {what} compares single updates unit by unit: what a privacy step does to them is not matched"
+    if job.combine.sealed:
+        yield f"combine: {what} compares single updates, which a sealed sum does not show; use at: silo"
+    if job.codec.bytes_per_element < 1:
+        yield f"codec: {what} compares whole updates, and {job.codec.name} leaves numbers out; use at: silo"
+    if job.private or job.frozen or job.shared != ("*",):
+        yield f"shared: {what} needs the whole model of every silo; use at: silo"
+    if job.policy.max_staleness:
+        yield f"rounds.max_staleness: {what} matches one layer per version, so an older version's updates do not fit"
+    if job.strategy.server != Sgd():
+        yield f"strategy.server: {what} puts the matched layers in place; a server optimizer would move them on"
+
+
+def _reference(job: "Job", strategy: FedMA) -> Iterator[str]:
+    """Of networks trained apart, one must be there to align the others with."""
+    if strategy.alone_epochs is None:
+        if strategy.reference is not None:
+            yield "strategy.reference: without 'alone_epochs' all silos start from one model, which is the reference"
+    elif strategy.reference not in job.silos:
+        yield "strategy.reference: name the silo with whose network the others align theirs"
+    elif strategy.reference not in job.required_silos:
+        yield f"required_silos: give '{strategy.reference}', with whose network the others align theirs"
+    if strategy.alone_epochs is not None and job.policy.max_staleness:
+        yield "rounds.max_staleness: networks trained apart are aligned in versions 0 and 1, which all silos see"
+
+
+def _alone(job: "Job") -> Iterator[str]:
+    """Of what every silo would have to begin with."""
+    for section in ("start_from", "adapters", "frozen"):
+        if getattr(job, section):
+            yield f"strategy.alone_epochs: every silo begins with a network of its own, and '{section}' with the same"
 
 
 def _frozen(job: "Job") -> Iterator[str]:
@@ -142,6 +186,8 @@ def warnings(job: "Job") -> Iterator[str]:
             "Nesterov momentum on the driver overshoots where rounds.max_staleness > 0 (arXiv 2401.09135): give "
             f"server.delay, {max(2, len(job.silos) // job.policy.buffer_size)} or so"
         )
+    if isinstance(job.strategy, FedMA) and job.privacy:
+        yield "FedMA's share of units that stayed is a public number outside the privacy step"
     if isinstance(job.strategy, FedNova) and job.privacy:
         yield "FedNova's path is a public number outside the privacy step"
 

@@ -1,7 +1,7 @@
 """The first phase of an attempt: what the journal knows, who takes part, and version 0."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
 
 from orchestrator import starting
 from orchestrator.attempt import GIVE_UP, Attempt
@@ -9,6 +9,7 @@ from orchestrator.core import events
 from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
 from orchestrator.core.events import EVENT, Event
 from orchestrator.core.messages import Initial, Joined, Piece
+from orchestrator.core.symmetry import Symmetry, read
 from orchestrator.core.vector import Parts
 from orchestrator.core.versions import versions
 from orchestrator.gate import initial_flaw
@@ -54,6 +55,7 @@ class Opening:
                 case events.ModelReady():
                     self.enrolment.shared = event.schema_digest, event.num_shared
                     self._check_start(event.started_from)
+                    self.attempt.model.symmetries = _symmetries(event.model, self.attempt.model.state)
                 case events.DriftAlarm():
                     told.add((event.silo, event.version))
                 case events.ContributionsFound():
@@ -120,6 +122,7 @@ class Opening:
         started_from = self._started_from(joined)
         model = self.attempt.model
         model.begin(parts, joined.schema_digest)
+        model.symmetries = _symmetries(joined.model, parts)
         event = events.ModelReady(
             version=0,
             num_shared=joined.num_shared,
@@ -162,4 +165,14 @@ class Opening:
         wrong = initial_flaw(parts, joined.num_shared) if isinstance(reply, Piece) else str(reply)
         if wrong is not None:
             raise SiloLost(joined.silo, f"no initial model: {wrong}")
+        try:
+            _symmetries(joined.model, parts)
+        except ValueError as error:
+            raise SiloLost(joined.silo, f"no symmetries of its model: {error}") from error
         return parts
+
+
+def _symmetries(model: Mapping[str, Any], parts: Parts) -> tuple[Symmetry, ...]:
+    """What a silo says of them. Raises ValueError where it is nonsense."""
+    sizes = (parts[name].size if name in parts else 0 for name in ("params", "buffers"))
+    return read(model.get("symmetries", ()), *sizes)

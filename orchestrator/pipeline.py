@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.core.messages import Update
 from orchestrator.core.random import rng_of, seed_of
@@ -33,6 +34,9 @@ CACHED = 1 << 16
 LOOKED_AT = 16
 """Pieces of that size, about, in which directions are compared, evenly over the update: all of them would add a sixth
 to the work of folding, and a million elements tell the angle as well."""
+
+Whole = Callable[[Sequence[Parts], Sequence[float]], Parts]
+"""Whole updates and their shares become one."""
 
 Fetch = Callable[[Update, int, int], Awaitable[Packet]]
 """Elements ``start`` to ``stop`` of an update's packet."""
@@ -78,15 +82,18 @@ async def incoming(
     fetch: Fetch,
     out: Vector,
     terms: Sequence[Vector] = (),
+    whole: Whole | None = None,
 ) -> Combined:
     """The driver's half: fold the updates, which are in the order of the sum, into ``out``; each is multiplied by its
     weight. ``terms``: memory for each update as it went into the mean, where somebody wants that.
 
-    Raises `UpdateUnfit` for an update with a non-finite or too large norm; ``out`` is then worthless, and the
+    With ``whole`` the updates are gathered side by side, in as many times the memory, and that takes the place of the
+    combiner. Raises `UpdateUnfit` for an update with a non-finite or too large norm; ``out`` is then worthless, and the
     caller folds again without it.
     """
     layout = Layout(*(tuple(column) for column in zip(*updates[0].layout, strict=True)))
-    folded = _Folded(job, updates, weights, out, terms)
+    rows = None if whole is None else np.empty((len(updates), layout.size), np.float32)
+    folded = _Folded(job, updates, weights, out, terms, rows)
     waited = perf_counter()
     async for start, stop, packets in _prefetched(updates, fetch, layout.size):
         folded.seconds["transfer"] += perf_counter() - waited
@@ -94,6 +101,9 @@ async def incoming(
         waited = perf_counter()
     folded.check()
     cosines = folded.cosines()
+    if whole is not None and rows is not None:
+        parts = await asyncio.to_thread(whole, [layout.unpack(row) for row in rows], weights)
+        np.copyto(out, layout.pack(parts))
     for number, transform in reversed(list(enumerate(job.privacy))):
         out = transform.finish(out, len(updates), rng_of(job.seed, "finish", number, updates[0].version))
     norms = [math.sqrt(each) for each in folded.squared]
@@ -120,8 +130,11 @@ class _Folded:
         weights: Sequence[float],
         out: Vector,
         terms: Sequence[Vector],
+        whole: NDArray[np.float32] | None,
     ) -> None:
+        """``whole``: where the updates are put, one a row."""
         self.job, self.updates, self.weights, self.out, self.terms = job, updates, weights, out, terms
+        self.whole = whole
         self.seeds = [seed_of(job.seed, "codec", update.version, update.silo) for update in updates]
         self.squared = [0.0] * len(updates)
         self.along, self.looked = [0.0] * len(updates), [0.0] * len(updates)
@@ -136,17 +149,18 @@ class _Folded:
             wrong = packet_flaw(self.job, packet, stop - start)
             if wrong is not None:
                 raise UpdateUnfit(update, "schema", wrong)
-        out = self.out[start:stop]
         for low, high in blocks(stop - start, CACHED):
             before = list(self.squared)
             rows = [self._row(i, packet, low, high) for i, packet in enumerate(packets)]
-            mean = out[low:high]
+            mean = self.out[start + low : start + high]
             self.job.combine.merge(rows, self.weights, mean)
             if self.job.report.drift and self._piece % self._every == 0:
                 self._look(rows, mean, before)
             self._piece += 1
             for row, weight, term in zip(rows, self.weights, self.terms, strict=False):
                 np.multiply(row, np.float32(weight), out=term[start + low : start + high])
+            if self.whole is not None:
+                self.whole[:, start + low : start + high] = rows
         self.seconds["fold"] += perf_counter() - began
 
     def _look(self, rows: Sequence[Vector], mean: Vector, before: Sequence[float]) -> None:

@@ -12,7 +12,7 @@ from orchestrator.task import OwnTask, modules
 from silos.config import Policy, RequiredStep, SiloConfig
 
 _TELLS_NO_STEPS = (
-    *("fedavg", "fedprox", "feddyn", "moon", "diloco", "fedasync", "area"),
+    *("fedavg", "fedprox", "feddyn", "fedma", "moon", "diloco", "fedasync", "area"),
     *("fomaml", "per_fedavg", "reptile"),
     *("ditto", "apfl", "fedper", "fedrep", "fedbn", "fedmd"),
 )

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from orchestrator.core.errors import BadJob
 from orchestrator.core.metrics import MetricSums, pooled
 from orchestrator.core.protocols import LocalRun, Phase
+from orchestrator.core.random import seed_of
 from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
 from orchestrator.local import Local
@@ -25,6 +27,7 @@ from silos.network import Network
 from silos.optimizer import make_optimizer
 from silos.site import Order, Tick, Trained
 from silos.state import Kept
+from silos.symmetries import symmetries_of
 from silos.tasks.task import At, Batch, Task
 from silos.tensors import DeviceKept, device_of, on_device, to_numpy
 
@@ -54,6 +57,8 @@ class TorchTrainer:
         with _GENERATOR:
             torch.manual_seed(job.seed)
             module = adapted(task.model(), job.adapters, job.seed)
+            torch.manual_seed(seed_of(job.seed, "alone", silo))
+            self._own_start = task.model().state_dict() if job.strategy.alone else {}
         if job.strategy.contrasts:
             last_linear(module)
         if job.local.channels_last:
@@ -64,6 +69,7 @@ class TorchTrainer:
             unfreeze=job.unfreeze,
         )
         self.network = Network(self.flat, self.local, self.torch_device)
+        self._symmetries = symmetries_of(self.flat) if job.strategy.permutes else ()
         self.loaded = ""
         self._begin()
         make_optimizer(
@@ -96,6 +102,9 @@ class TorchTrainer:
             "entries": [entry._asdict() for entry in self.flat.entries],
             "input_shape": list(batch[0].shape[1:]),
             "input_dtype": str(batch[0].dtype).removeprefix("torch."),
+            **(
+                {"symmetries": [asdict(each) for each in self._symmetries]} if self.job.strategy.whole else {}
+            ),
         }
 
     def begin_with(self, weights: Mapping[str, NDArray[np.float32]], digest: str) -> None:
@@ -131,13 +140,17 @@ class TorchTrainer:
         metrics = self.measure_test(order.tick)
         evaluated = perf_counter()
         run = self.local_run(order, received)
+        self.job.strategy.begin(run)
+        alone = self._alone(order)
+        if alone:
+            self._start_alone()
         at = At(self.job.seed, self.silo, order.version, 0)
         training = LocalTraining(self.network, self.task, self.job.strategy, run, at, order, self.rhythm)
-        training.fit(self.length(order))
+        training.fit(Phase(epochs=alone) if alone else self.length(order))
         trained = perf_counter()
         self.keep_private(order.state)
-        buffers = self._buffer_deltas(received)
         report = self.job.strategy.report(run)
+        buffers = self._buffer_deltas(received)
         parts = {name: to_numpy(part) for name, part in {**report.parts, **buffers}.items()}
         return Trained(
             parts=parts,
@@ -180,7 +193,16 @@ class TorchTrainer:
             buffers=flat.buffers if flat.buffers.numel() else None,
             own=flat.private if flat.private.numel() else None,
             own_gradient=flat.gradient[flat.num_shared :] if flat.private.numel() else None,
+            silo=self.silo,
+            symmetries=self._symmetries,
         )
+
+    def _alone(self, order: Order) -> int | None:
+        return self.job.strategy.alone if order.version == 0 else None
+
+    def _start_alone(self) -> None:
+        """The model of this silo's own seed, in place of the received one."""
+        self.flat.module.load_state_dict(self._own_start)
 
     def length(self, order: Order) -> Phase:
         """As the driver asks, or else as the job or the silo's own document says."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from orchestrator.core.events import Event
 from orchestrator.core.messages import CohortInfo, Reply, Request, SiloId
+from orchestrator.core.symmetry import Symmetry
 from orchestrator.core.vector import Packet, Parts, Vector
 
 Array = Any
@@ -98,6 +99,9 @@ class LocalRun:
     """The silo's private parameters, a view; None where there are none."""
     own_gradient: Array | None = None
     """Their gradient on the batch in hand."""
+    silo: SiloId = ""
+    symmetries: tuple[Symmetry, ...] = ()
+    """Units of the model that may change places, for a strategy that permutes them."""
 
     def take_delta(self) -> Array:
         """Local minus global parameters, computed in the parameters' own memory: call once, at the end."""
@@ -139,10 +143,21 @@ class Strategy(Protocol):
     remembers, nor where the strategy has weights of its own."""
     sends_model: ClassVar[bool]
     """Silos report parameters, not differences to those received: far longer vectors."""
-    whole: ClassVar[bool]
-    """The driver needs whole updates side by side; no sum will do."""
+    permutes: ClassVar[bool]
+    """It permutes units of the model (`LocalRun.symmetries`)."""
     halves: ClassVar[bool]
     """Batches are split in support and query, so a batch has at least two rows."""
+
+    @property
+    def whole(self) -> bool:
+        """The driver needs whole updates side by side; no sum will do."""
+        ...
+
+    @property
+    def alone(self) -> int | None:
+        """Epochs that a silo trains in version 0 from a model that it makes itself, from a seed of its own; None: from
+        the received one, as in all versions."""
+        ...
 
     def init(self, model: Parts) -> State:
         """Driver state from the initial model (``params`` and perhaps ``buffers``)."""
@@ -160,8 +175,23 @@ class Strategy(Protocol):
         """What each update is multiplied by in the sum that `step` gets."""
         ...
 
+    def fold(
+        self,
+        state: State,
+        updates: Sequence[Parts],
+        shares: Sequence[float],
+        version: int,
+        symmetries: Sequence[Symmetry],
+    ) -> Parts:
+        """Whole updates, in silo order, become the one that `step` gets; they may be overwritten."""
+        ...
+
     def layout(self, state: State) -> dict[str, int]:
         """Names and sizes of the parts that a silo reports, in the order of the packed vector."""
+        ...
+
+    def begin(self, run: LocalRun) -> None:
+        """Before the first local step, which need not start from the anchor."""
         ...
 
     def direction(self, run: LocalRun, grad_at: GradAt) -> Array:

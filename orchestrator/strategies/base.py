@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
+import numpy as np
 from pydantic import BaseModel, Field
 
 from orchestrator.core.messages import CohortInfo
@@ -16,6 +17,7 @@ from orchestrator.core.protocols import (
     Report,
     State,
 )
+from orchestrator.core.symmetry import Symmetry
 from orchestrator.core.vector import Parts
 from orchestrator.strategies.server import Adagrad, Adam, Sgd, Yogi
 
@@ -34,13 +36,21 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
     step_invariant: ClassVar[bool] = False
     reweighs: ClassVar[bool] = True
     sends_model: ClassVar[bool] = False
-    whole: ClassVar[bool] = False
+    permutes: ClassVar[bool] = False
     halves: ClassVar[bool] = False
     server: Server = Sgd()
 
     @property
     def private_globs(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def whole(self) -> bool:
+        return False
+
+    @property
+    def alone(self) -> int | None:
+        return None
 
     def init(self, model: Parts) -> State:
         return {**model, **self.server.init(model["params"])}
@@ -58,10 +68,32 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
         factors = cohort.factors or (1.0,) * len(cohort.weights)
         return [weight * factor for weight, factor in zip(cohort.weights, factors, strict=True)]
 
+    def fold(
+        self,
+        state: State,
+        updates: Sequence[Parts],
+        shares: Sequence[float],
+        version: int,
+        symmetries: Sequence[Symmetry],
+    ) -> Parts:
+        """Their weighted mean."""
+        terms = [
+            {name: np.float32(share) * part for name, part in update.items()}
+            for update, share in zip(updates, shares, strict=True)
+        ]
+        mean = terms[0]
+        for term in terms[1:]:
+            for name in mean:
+                mean[name] += term[name]
+        return mean
+
     def layout(self, state: State) -> dict[str, int]:
         """Names and sizes of the parts that a silo reports, in the order of the packed vector."""
         sizes = {"delta": state["params"].size}
         return {**sizes, "buffers": state["buffers"].size} if "buffers" in state else sizes
+
+    def begin(self, run: LocalRun) -> None:
+        pass
 
     def direction(self, run: LocalRun, grad_at: GradAt) -> Array:
         return grad_at(run.params)

@@ -26,6 +26,7 @@ SLOTS: dict[str, dict[str, Any]] = {
         "scaffold": {"name": "scaffold"},
         "fednova": {"name": "fednova"},
         "feddyn": {"name": "feddyn"},
+        "fedma": {"name": "fedma"},
         "fomaml": {"name": "fomaml"},
         "meta_sgd": {"name": "meta_sgd"},
         "ditto": {"name": "ditto"},

@@ -5,12 +5,27 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.aggregation.mean import Mean
+from orchestrator.compression.plain import Raw
 from orchestrator.legality import refusals, warnings
 from tests.support.quadratic import job_of
 
 ABC = ("a", "b", "c")
 ADAPTERS = {"name": "ffa_lora", "targets": ["*"]}
 UNIFORM = {"weights": "uniform"}
+MATCHED = {"name": "fedma", "at": "driver"}
+WHOLE: list[tuple[dict[str, Any], str]] = [
+    ({"privacy": [{"name": "clip", "max_norm": 1.0}]}, "what a privacy step does to them is not matched"),
+    ({"private": ["x*"]}, "needs the whole model"),
+    ({"shared": ["x*"]}, "needs the whole model"),
+    ({"frozen": ["x*"]}, "needs the whole model"),
+    ({"rounds": {"mode": "semi_sync"}}, "matches one layer per version"),
+    (
+        {"strategy": {**MATCHED, "server": {"name": "sgd", "momentum": 0.9}}},
+        "puts the matched layers in place",
+    ),
+]
+"""Where the driver compares whole updates."""
 
 
 @pytest.mark.parametrize(
@@ -96,6 +111,26 @@ UNIFORM = {"weights": "uniform"}
         ({"local": {"epochs": 1, "steps": 1}}, "not both"),
         ({"strategy": {"name": "fomaml"}, "local": {"batch_size": 1}}, "adapts to one half of a batch"),
         ({"strategy": {"name": "ditto"}, "local": {"precision": "fp16"}}, "moves more than the model"),
+        *[({"strategy": MATCHED, **sections}, sentence) for sections, sentence in WHOLE],
+        ({"strategy": {"name": "fedma", "alone_epochs": 2}}, "name the silo with whose network"),
+        (
+            {"strategy": {"name": "fedma", "alone_epochs": 2, "reference": "z"}},
+            "name the silo with whose network",
+        ),
+        ({"strategy": {"name": "fedma", "alone_epochs": 2, "reference": "a"}}, "required_silos: give 'a'"),
+        ({"strategy": {"name": "fedma", "reference": "a"}}, "which is the reference"),
+        (
+            {"strategy": {"name": "fedma", "alone_epochs": 2}, "frozen": ["x*"]},
+            "begins with a network of its own",
+        ),
+        (
+            {
+                "strategy": {"name": "fedma", "alone_epochs": 2, "reference": "a"},
+                "required_silos": ["a"],
+                "rounds": {"mode": "async"},
+            },
+            "aligned in versions 0 and 1",
+        ),
     ],
 )
 def test_refusals(sections: dict[str, Any], sentence: str) -> None:
@@ -117,6 +152,8 @@ def test_legal_jobs_have_no_refusal() -> None:
         {"rounds": {"mode": "auto"}, "strategy": {"name": "scaffold"}},
         {"rounds": {"mode": "fedasync"}, "strategy": {"name": "fedasync"}},
         {"rounds": {"mode": "async"}, "strategy": {"name": "area"}, "combine": UNIFORM},
+        {"strategy": {"name": "fedma"}, "private": ["x*"], "privacy": [{"name": "clip", "max_norm": 1.0}]},
+        {"strategy": MATCHED, "codec": {"name": "bf16"}},
     ):
         assert list(refusals(job_of(ABC, **sections))) == []
 
@@ -141,6 +178,10 @@ def test_legal_jobs_have_no_refusal() -> None:
         (
             {"strategy": {"name": "fedasync"}, "rounds": {"mode": "fedasync", "staleness_exponent": 1}},
             "nothing to",
+        ),
+        (
+            {"strategy": {"name": "fedma"}, "privacy": [{"name": "clip", "max_norm": 1.0}]},
+            "share of units that stayed",
         ),
         ({"frozen": ["x*"], "unfreeze": {5: ["x*"]}}, "the last training is that of version 4"),
         ({"strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "AdamW"}}}, "that AdamW met"),
@@ -174,3 +215,18 @@ def test_nothing_to_warn_of() -> None:
     strategy = {"name": "diloco", "server": delayed}
     corrected = {"mode": "fedasync", "rate_correction": True}
     assert list(warnings(job_of(ABC, strategy=strategy, rounds=corrected))) == []
+
+
+def test_a_sealed_sum_and_packets_with_gaps_show_the_driver_no_whole_update() -> None:
+    job = job_of(ABC, strategy=MATCHED)
+
+    class Sealed(Mean, frozen=True):
+        sealed = True
+
+    class Gaps(Raw, frozen=True):
+        bytes_per_element = 0.1
+
+    sealed = job.model_copy(update={"combine": Sealed()})
+    assert any("a sealed sum does not show" in reason for reason in refusals(sealed))
+    gaps = job.model_copy(update={"codec": Gaps()})
+    assert any("leaves numbers out" in reason for reason in refusals(gaps))

@@ -19,6 +19,7 @@ from orchestrator.strategies.ditto import Ditto
 from orchestrator.strategies.fedavg import FedAvg
 from orchestrator.strategies.fedbn import FedBN
 from orchestrator.strategies.feddyn import FedDyn
+from orchestrator.strategies.fedma import FedMA
 from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.fedper import FedPer
 from orchestrator.strategies.fedprox import FedProx
@@ -32,7 +33,7 @@ from orchestrator.strategies.server import Adam, Sgd
 from tests.support.quadratic import STEPS, Zeros, descend, desk, fixed_point, optimum, problems, shares
 
 ALL = [
-    *(FedAvg(), FedProx(mu=0.1), Scaffold(), FedNova(), FedDyn()),
+    *(FedAvg(), FedProx(mu=0.1), Scaffold(), FedNova(), FedDyn(), FedMA()),
     *(Fomaml(), PerFedAvg(), MetaSgd(), Reptile()),
     *(Ditto(), Apfl(), FedPer(), FedRep(), FedBN()),
 ]
