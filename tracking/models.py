@@ -90,7 +90,7 @@ def _start_tags(ready: ModelReady) -> dict[str, str]:
         return {}
     source = ready.started_from.source
     return {
-        "siloray.start_from": f"{source.name}, version {source.version}" if source.run_id else source.name,
+        "siloray.start_from": f"{source.run_id}, version {source.version}" if source.run_id else source.name,
         "siloray.start_sha256": source.sha256,
         "siloray.start_digest": ready.started_from.digest,
         "siloray.start_left": ", ".join(ready.started_from.left),
