@@ -190,6 +190,7 @@ def job(strategy: dict[str, Any], rounds: int, epochs: int = 1, **sections: Any)
                 "channels_last": True,
             },
             "stop": {"metric": "accuracy"},
+            "report": {"silos": False},
             **sections,
         }
     )

@@ -1,5 +1,6 @@
 """``siloray simulate``: a job on a simulated clock, and what other policies would have made of the same silos."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -82,6 +83,9 @@ def simulate(
     from orchestrator.cli import comparison, jobs
 
     given = jobs.read(job)
+    sys.path.extend(
+        [str(job.absolute().parent), str(Path.cwd())]
+    )  # where `siloray run` finds the user's modules, too
     asked = comparison.Asked(
         speeds=speeds,
         per=per,

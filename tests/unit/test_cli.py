@@ -74,11 +74,11 @@ def test_validate_says_what_the_job_asks_for(job: Path) -> None:
 
 
 def test_validate_warns_of_what_is_probably_not_meant(job: Path) -> None:
-    scaffold = {**DOCUMENT, "strategy": {"name": "scaffold"}, "local": {"optimizer": {"name": "adam"}}}
-    job.write_text(yaml.safe_dump(scaffold))
+    adaptive = {**DOCUMENT, "strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "adam"}}}
+    job.write_text(yaml.safe_dump(adaptive))
     result = call("validate", job)
     assert result.exit_code == 0
-    assert result.stderr.startswith("warning: scaffold divides by")
+    assert result.stderr.startswith("warning: FedNova averages the gradients that adam met")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SCAFFOLD = job_of(["a", "b"], strategy={"name": "scaffold"})
 
 
 def good(job: Job = JOB, **given: Any) -> Any:
-    scalars = {"path": 0.5, "capped": 0.0} if job is NOVA else {}
+    scalars = {"path": 0.5, "capped": 0.0, "exact": 1.0, "slope": 0.0} if job is NOVA else {}
     layout = (("delta", 3), ("control", 3)) if job is SCAFFOLD else (("delta", 3),)
     packet = {"values": np.ones(sum(size for _, size in layout), np.float32)}
     known = {"job_digest": job.digest, "scalars": scalars, "layout": layout, "packet": packet}
@@ -113,6 +113,8 @@ def test_a_bad_update_is_refused_with_its_code(what: str) -> None:
     ],
 )
 def test_fednovas_public_numbers(scalars: dict[str, float], code: str) -> None:
+    rest = {"exact": 1.0, "slope": 0.0} if "capped" in scalars else {}
+    scalars = {**scalars, **rest}
     found = flaw(NOVA, good(NOVA, scalars=scalars), expected(NOVA))
     assert found is not None and found[0] == code
 
