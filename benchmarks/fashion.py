@@ -22,7 +22,7 @@ from torch.nn import functional
 from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.job import Job
 from silos.silo import Silo
-from silos.site import Guard, Order, Trained
+from silos.site import Assessment, Guard, Order, Trained
 from silos.tasks.task import At, Batch, Split
 from silos.tasks.vision_models import SmallCnn
 from silos.trainer import TorchTrainer
@@ -142,6 +142,10 @@ class _Site:
 
     def trainer(self, job: Job) -> TorchTrainer:
         return _Trainer(job, self.name, self.task, "cpu")
+
+    def assess(self, trainer: Any, order: Order) -> Assessment:
+        """Nothing: accuracy on the test set is what is wanted, and silos alone would have to train once more."""
+        return Assessment(models={}, curve=(), accepted=0, num_steps=0, seconds={})
 
     def fingerprint(self, job: Job) -> str:
         return self.name
