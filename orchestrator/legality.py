@@ -205,8 +205,6 @@ def _of_feddyn(job: "Job") -> Iterator[str]:
         )
     if job.privacy:
         yield "FedDyn: what a privacy step takes from an update, the silo's memory keeps; the driver's does not"
-    if job.strategy.server != Sgd():
-        yield "FedDyn moves the model by a rule of its own: with another server than plain SGD it may not settle"
 
 
 def _of_two_models(job: "Job") -> Iterator[str]:

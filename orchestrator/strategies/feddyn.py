@@ -1,14 +1,15 @@
 """FedDyn: dynamic regularisation, so that the silos' own optima move to the federation's."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orchestrator.core.messages import CohortInfo
 from orchestrator.core.protocols import Array, GradAt, LocalRun, Report, State
 from orchestrator.core.vector import Parts
 from orchestrator.strategies.base import Averaging
+from orchestrator.strategies.server import Sgd
 
 
 class FedDyn(Averaging, frozen=True):
@@ -26,6 +27,12 @@ class FedDyn(Averaging, frozen=True):
     name: Literal["feddyn"] = "feddyn"
     alpha: float = Field(default=0.1, ge=0)
     """How strongly a silo is held to the model that it received; 0: FedAvg."""
+
+    @model_validator(mode="after")
+    def _no_server(self) -> Self:
+        if self.alpha and self.server != Sgd():
+            raise ValueError("feddyn moves the model by a rule of its own; it takes no server optimizer")
+        return self
 
     def init(self, model: Parts) -> State:
         state = super().init(model)
