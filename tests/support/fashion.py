@@ -94,6 +94,7 @@ def job(partition: str, total: int = 2) -> dict[str, Any]:
             "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-5},
         },
         "stop": {"metric": "accuracy"},
+        "report": {"silos": False},
     }
 
 
