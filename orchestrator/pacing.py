@@ -45,7 +45,7 @@ class Pace:
 
 
 def steps_of(paces: Mapping[SiloId, Pace]) -> dict[SiloId, int]:
-    """Local steps in rounds of equal time (notes/algorithms.md section 3.6).
+    """Local steps in rounds of equal time.
 
     The time is that of the silo in the weighted geometric middle, which makes the steps that the job means.
     """

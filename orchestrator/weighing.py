@@ -25,7 +25,7 @@ class Balance:
     """Which silo counted when, so that those that deliver rarely count for as much in the end as their share is.
 
     Where silos deliver at their own pace, a fast one is in more rounds than a slow one, and the model goes where the
-    *arrivals* weigh most (notes/algorithms.md section 3.4). An update therefore counts for its silo's share times the
+    *arrivals* weigh most. An update therefore counts for its silo's share times the
     number of versions since the silo counted last: over any stretch of time these add up to the share of all versions,
     which is the condition for no bias (Fraboni et al. 2022, FedFix). Nothing is estimated, and a resumed driver
     computes the same from its journal. Where updates may be several versions late, a version of a part of the silos

@@ -1,7 +1,7 @@
 """The way to silos that work in this process on a virtual clock.
 
 A silo trains when it is asked to, for its inputs are fixed then; its answer arrives when the virtual time of the work
-is over (notes/algorithms.md section 3.7). Answers that are due at the same moment arrive one by one, by the silos'
+is over. Answers that are due at the same moment arrive one by one, by the silos'
 names: what one of them sets going is over before the next.
 """
 

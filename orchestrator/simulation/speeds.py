@@ -137,7 +137,7 @@ PROFILES: Mapping[str, tuple[tuple[float, ...], Mapping[str, Any]]] = {
     "geo8": ((0.5, 1.0, 2.0, 4.0), {**_EXCHANGE, "stalls": {"share": 0.05, "factor": 4.0}}),
 }
 """Seconds per step, given to the silos in turn, and what holds for all. ``dm``: four kinds of accelerator. ``geo8``:
-from .5 to 4 by doubling, and one task in twenty four times slower (notes/algorithms.md section 3.5)."""
+from .5 to 4 by doubling, and one task in twenty four times slower."""
 
 
 def speeds_of(text: str, silos: Sequence[SiloId], seed: int = 0, per: Unit = "step") -> Speeds:
