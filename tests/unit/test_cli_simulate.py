@@ -17,6 +17,7 @@ def simulate(*arguments: str, code: int = 0) -> str:
     return ended.stdout if code == 0 else ended.stderr
 
 
+@pytest.mark.slow
 def test_policies_are_compared_and_nothing_is_written_at_the_silos(tmp_path: Path) -> None:
     before = sorted(HEART.rglob("*"))
     policy = "rounds.mode=async,rounds.buffer=3,rounds.min_updates=3,rounds.staleness_exponent=0"

@@ -124,7 +124,7 @@ def test_what_a_run_started_from_goes_along(tmp_path: Path, uri: str) -> None:
     assert objects(uri).count(f"{RUN}/{START}") == 1
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_crash_loses_an_acknowledged_round(tmp_path: Path, uri: str, after: bool) -> None:
     for last in range(1, 200):
         root = tmp_path / f"{last}"
@@ -154,7 +154,7 @@ def test_no_crash_loses_an_acknowledged_round(tmp_path: Path, uri: str, after: b
     raise AssertionError("the script never ends")
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_same_machine_goes_on_whatever_the_store_had(tmp_path: Path, uri: str, after: bool) -> None:
     for last in range(1, 200):
         root = tmp_path / f"{last}"
@@ -181,7 +181,7 @@ def test_the_same_machine_goes_on_whatever_the_store_had(tmp_path: Path, uri: st
     raise AssertionError("the script never ends")
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_commit_that_the_store_did_not_take_is_made_again(tmp_path: Path, uri: str, after: bool) -> None:
     for last in range(6, 200):
         root = tmp_path / f"{last}"

@@ -128,7 +128,7 @@ def test_auto_with_nothing_to_compare_waits_for_all() -> None:
     )
 
 
-@pytest.mark.parametrize("strategy", ["fednova", "scaffold"])
+@pytest.mark.parametrize("strategy", ["fednova", pytest.param("scaffold", marks=pytest.mark.slow)])
 def test_equal_time_goes_to_the_optimum(strategy: str) -> None:
     """However unequal the numbers of steps; FedNova but for the length of its steps."""
     made = problems(steps=8, lr=0.002)

@@ -96,7 +96,10 @@ def test_points_arrive_while_the_run_goes_on(recorder: Recorder, database: Path)
     check(recorder, database)
 
 
-@pytest.mark.parametrize("done", [True, False], ids=["answer-lost", "question-lost"])
+@pytest.mark.parametrize(
+    "done",
+    [pytest.param(True, id="answer-lost"), pytest.param(False, id="question-lost", marks=pytest.mark.slow)],
+)
 def test_interrupted_anywhere_every_point_is_there_once(
     recorder: Recorder, database: Path, done: bool
 ) -> None:
