@@ -237,6 +237,7 @@ class Room:
             "silos": sorted(SILO_AT.values()),
             "rounds": {"patience_s": 30, **rounds},
             "local": {**example["local"], "steps": 20},
+            "report": {"silos": False},
             "tracking": {"experiment": "room"},
         }
         (folder / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")

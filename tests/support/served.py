@@ -80,6 +80,7 @@ def job_document(
         "rounds": {"total": total, "patience_s": 20, **rounds},
         "local": {"steps": steps, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.03}},
         "stop": {"metric": "accuracy"},
+        "report": {"silos": False},  # its trainings would be counted among the run's
     }
 
 
