@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.open_site import OpenSite
 from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.job import Job
 from silos.silo import Silo
-from silos.site import Assessment, Guard, Order, Trained
+from silos.site import Order, Trained
 from silos.tasks.task import At, Batch, Split
 from silos.tasks.vision_models import SmallCnn
 from silos.trainer import TorchTrainer
@@ -131,41 +132,6 @@ class _Trainer(TorchTrainer):
             return super().evaluate(order)
 
 
-@dataclass
-class _Site:
-    """A site without rules."""
-
-    name: str
-    task: OneSilosImages
-    folder: Path
-    guard: Guard
-
-    def review(self, job: Job) -> str | None:
-        return None
-
-    def trainer(self, job: Job) -> TorchTrainer:
-        return _Trainer(job, self.name, self.task, "cpu")
-
-    def assess(self, trainer: Any, order: Order) -> Assessment:
-        """Nothing: accuracy on the test set is what is wanted, and silos alone would have to train once more."""
-        return Assessment(models={}, curve=(), accepted=0, num_steps=0, seconds={})
-
-    def fingerprint(self, job: Job) -> str:
-        return self.name
-
-    def release(self, metrics: MetricSums) -> MetricSums:
-        return metrics
-
-    def counts(self, trainer: Any) -> dict[str, int]:
-        return dict(trainer.num_examples)
-
-    def describe(self) -> dict[str, Any]:
-        return {}
-
-    def state_folder(self, run_id: str) -> Path:
-        return self.folder / self.name / run_id
-
-
 def makers(
     images: Images, partition: str, seed: int, folder: Path, norm: str = "none"
 ) -> dict[str, Callable[[], Silo]]:
@@ -176,7 +142,7 @@ def makers(
         for i in range(len(SILOS))
     ]
     return {
-        name: lambda name=name, task=task: Silo(_Site(name, task, folder, Guard()))
+        name: lambda name=name, task=task: Silo(OpenSite(name, task, folder, _Trainer))
         for name, task in zip(SILOS, tasks, strict=True)
     }
 

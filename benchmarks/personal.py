@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.fashion import ROOT, Images
+from benchmarks.open_site import OpenSite
 from orchestrator.core.events import Event, RunClosed
 from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.core.vector import Parts
@@ -39,7 +40,7 @@ from orchestrator.store import Store
 from orchestrator.transport.local import LocalChannel
 from silos.fine_tune import fine_tune
 from silos.silo import Silo
-from silos.site import Guard, Order, Trained
+from silos.site import Order, Trained
 from silos.state import SiloState
 from silos.tasks.order import shuffled
 from silos.tasks.task import At, Batch, Split
@@ -107,33 +108,14 @@ class _Trainer(TorchTrainer):
 
 
 @dataclass
-class _Site:
-    """A site without rules; it knows the trainer that it made."""
+class _Site(OpenSite):
+    """It knows the trainer that it made."""
 
-    name: str
-    task: Clothes
-    folder: Path
-    guard: Guard = field(default_factory=Guard)
     opened: Any = None
 
-    def review(self, job: Job) -> str | None:
-        return None
-
     def trainer(self, job: Job) -> TorchTrainer:
-        self.opened = _Trainer(job, self.name, self.task, "cpu")
+        self.opened = super().trainer(job)
         return self.opened
-
-    def fingerprint(self, job: Job) -> str:
-        return self.name
-
-    def release(self, metrics: MetricSums) -> MetricSums:
-        return metrics
-
-    def counts(self, trainer: Any) -> dict[str, int]:
-        return trainer.num_examples
-
-    def state_folder(self, run_id: str) -> Path:
-        return self.folder / self.name / run_id
 
 
 @dataclass
@@ -180,7 +162,7 @@ def federate(document: dict[str, Any], tasks: Mapping[str, Clothes]) -> Finished
     names = tuple(document["silos"])
     job = Job.model_validate(document)
     with tempfile.TemporaryDirectory() as scratch:
-        sites = {name: _Site(name, tasks[name], Path(scratch)) for name in names}
+        sites = {name: _Site(name, tasks[name], Path(scratch), _Trainer) for name in names}
         states: dict[str, dict[str, np.ndarray]] = {}
 
         def observe(event: Event) -> None:

@@ -5,22 +5,22 @@ Ten classes of four Gaussian clusters each in 32 dimensions; labels are Dirichle
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.open_site import OpenSite
 from orchestrator.core.metrics import MetricSums, Sums, values
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from orchestrator.simulation.loop import now
 from silos.silo import Silo
-from silos.site import Assessment, Guard, Order
+from silos.site import Order
 from silos.tasks.order import shuffled
 from silos.tasks.task import At, Batch, Split
 from silos.trainer import TorchTrainer
@@ -134,37 +134,3 @@ def _owners(rng: np.random.Generator, labels: np.ndarray, rare: bool) -> np.ndar
             shares = np.where(np.isin(np.arange(len(SILOS)), SLOWEST), shares + 1e-3, 0)
         owner[rows] = rng.choice(len(SILOS), len(rows), p=shares / shares.sum())
     return owner
-
-
-@dataclass
-class OpenSite:
-    """A site without rules."""
-
-    name: str
-    task: Rows
-    folder: Path
-    guard: Guard = field(default_factory=Guard)
-
-    def review(self, job: Job) -> str | None:
-        return None
-
-    def trainer(self, job: Job) -> TorchTrainer:
-        return TorchTrainer(job, self.name, self.task, "cpu")
-
-    def assess(self, trainer: Any, order: Order) -> Assessment:
-        return Assessment(models={}, curve=(), accepted=0, num_steps=0, seconds={})
-
-    def fingerprint(self, job: Job) -> str:
-        return self.name
-
-    def release(self, metrics: MetricSums) -> MetricSums:
-        return metrics
-
-    def counts(self, trainer: Any) -> dict[str, int]:
-        return dict(trainer.num_examples)
-
-    def describe(self) -> dict[str, Any]:
-        return {}
-
-    def state_folder(self, run_id: str) -> Path:
-        return self.folder / self.name / run_id
