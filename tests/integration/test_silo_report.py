@@ -1,5 +1,6 @@
 """The report at the end of a run: in the journal before its end, asked for once, never the run's undoing."""
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,15 @@ from tests.support.federation import Ended, LossyChannel, federate, journal
 from tests.support.torch_site import blob_sites, makers, torch_job
 
 REPORT = {"adapt": [1, 3]}
+
+
+class Unheard(LocalChannel):
+    """The answer of one silo is still on its way when the driver dies."""
+
+    async def call(self, silo: str, request: Any) -> Any:
+        if silo == "c" and isinstance(request, Assess):
+            await asyncio.Event().wait()
+        return await super().call(silo, request)
 
 
 class Asked(LocalChannel):
@@ -67,7 +77,7 @@ def test_a_driver_that_died_asks_only_those_that_it_has_not_heard(tmp_path: Path
     arm("silo.assessed:2:raise")
     try:
         with pytest.raises(FaultInjected):
-            run(tmp_path, sites)
+            run(tmp_path, sites, channel=Unheard)
     finally:
         arm(None)
     before = [event.silo for event in journal(tmp_path) if isinstance(event, events.SiloAssessed)]
