@@ -8,8 +8,11 @@ BIN = .venv/bin
 run: .venv/.installed
 	$(BIN)/siloray run examples/heart_disease/job.yaml
 
+# Two at a time, for two cores.
 test: .venv/.installed
-	$(BIN)/pytest -m "not slow"
+	log=$$(mktemp); $(BIN)/pytest -m "not slow" tests/unit tests/property > $$log 2>&1 & parts=$$!; \
+	$(BIN)/pytest -m "not slow" --ignore tests/unit --ignore tests/property; whole=$$?; \
+	wait $$parts; parts=$$?; cat $$log; rm $$log; exit $$((parts || whole))
 
 test-slow: .venv/.installed
 	log=$$(mktemp); $(BIN)/pytest -m hosts --durations=10 > $$log 2>&1 & hosts=$$!; \
