@@ -8,16 +8,27 @@ BIN = .venv/bin
 run: .venv/.installed
 	$(BIN)/siloray run examples/heart_disease/job.yaml
 
-# Two at a time, for two cores.
+# Three lines of like length at once, for two cores: tests wait now and then. The last has Ray's contract tests first.
+QUICK = $(BIN)/pytest -m "not slow"
 test: .venv/.installed
-	log=$$(mktemp); $(BIN)/pytest -m "not slow" tests/unit tests/property > $$log 2>&1 & parts=$$!; \
-	$(BIN)/pytest -m "not slow" --ignore tests/unit --ignore tests/property; whole=$$?; \
-	wait $$parts; parts=$$?; cat $$log; rm $$log; exit $$((parts || whole))
+	logs=$$(mktemp -d); $(QUICK) tests/unit --ignore tests/unit/privacy > $$logs/unit 2>&1 & unit=$$!; \
+	$(QUICK) tests/property tests/unit/privacy > $$logs/property 2>&1 & property=$$!; \
+	$(QUICK) --ignore tests/unit --ignore tests/property; rest=$$?; \
+	wait $$property; property=$$?; wait $$unit; unit=$$?; \
+	cat $$logs/property $$logs/unit; rm -r $$logs; exit $$((unit || property || rest))
 
+# Two lines of like length: whole runs, which start Ray and servers; and tests on hosts, which mostly wait, parts, and
+# those whole runs that need no Ray in pytest's own process.
+WHOLE = tests/browser tests/contract tests/integration
+APART = $(patsubst %,tests/integration/test_%.py,ai4i breaching disk_full dp_digits dp_heart dp_membership fashion_curve \
+	fashion_fixture flamby_local runs_on_s3 sealed_sums tracking_faults)
+SLOW = $(BIN)/pytest -m "slow and not long and not hosts" --durations=25
 test-slow: .venv/.installed
-	log=$$(mktemp); $(BIN)/pytest -m hosts --durations=10 > $$log 2>&1 & hosts=$$!; \
-	$(BIN)/pytest -m "slow and not long and not hosts" --durations=25; others=$$?; \
-	wait $$hosts; hosts=$$?; cat $$log; rm $$log; exit $$((others || hosts))
+	log=$$(mktemp); ( $(BIN)/pytest -m hosts --durations=10; hosts=$$?; \
+	$(SLOW) tests $(WHOLE:%=--ignore %); parts=$$?; $(SLOW) $(APART); exit $$(($$? || parts || hosts)) \
+	) > $$log 2>&1 & others=$$!; \
+	$(SLOW) $(WHOLE) $(APART:%=--ignore %); whole=$$?; \
+	wait $$others; others=$$?; cat $$log; rm $$log; exit $$((others || whole))
 
 test-long: .venv/.installed
 	$(BIN)/pytest -m long

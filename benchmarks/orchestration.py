@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import limit, measure
+from benchmarks.open_site import OpenSite
 from orchestrator.core.events import Event, RoundClosed
 from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.core.protocols import LocalRun
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from orchestrator.store import Store
-from silos.site import Assessment, Guard, Order, Trained
+from silos.site import Order, Trained
 from silos.state import Kept
 
 SHAPES = ("2x0.1M", "8x0.1M", "2x11M", "8x11M", "2x86M", "8x86M")
@@ -40,6 +40,7 @@ class AddTrainer:
 
     schema_digest = "add"
     device = "cpu"
+    loaded = ""
 
     def __init__(self, job: Job, size: int) -> None:
         self.job = job
@@ -55,6 +56,15 @@ class AddTrainer:
 
     def evaluate(self, order: Order) -> MetricSums:
         return {"loss": Sums("mean", (float(order.received["params"][-1]), 1.0))}
+
+    def settle(self, had: Any, run_id: str, order: Order | None = None) -> None:
+        """Without noise there is nothing to find."""
+
+    def most(self, version: int) -> None:
+        return None
+
+    def spends(self, order: Order) -> None:
+        return None
 
     def train(self, order: Order) -> Trained:
         np.copyto(self.params, order.received["params"])
@@ -75,34 +85,12 @@ class AddTrainer:
         )
 
 
-@dataclass
-class AddSite:
+class AddSite(OpenSite):
     """A site without data."""
 
-    name: str
-    size: int
-    guard: Guard = field(default_factory=Guard)
-
-    def review(self, job: Job) -> str | None:
-        return None
-
-    def trainer(self, job: Job) -> AddTrainer:
-        return AddTrainer(job, self.size)
-
-    def assess(self, trainer: AddTrainer, order: Order) -> Assessment:
-        return Assessment(models={}, curve=(), accepted=0, num_steps=0, seconds={})
-
-    def fingerprint(self, job: Job) -> str:
-        return "none"
-
-    def release(self, metrics: MetricSums) -> MetricSums:
-        return metrics
-
-    def counts(self, trainer: AddTrainer) -> Mapping[str, int]:
-        return trainer.num_examples
-
-    def state_folder(self, run_id: str) -> Path:
-        return Path(tempfile.gettempdir()) / "siloray-benchmark" / run_id / self.name
+    def __init__(self, name: str, size: int) -> None:
+        folder = Path(tempfile.gettempdir()) / "siloray-benchmark"
+        super().__init__(name, None, folder, lambda job, *_: AddTrainer(job, size))
 
 
 class NoCheckpoints(Store):
@@ -142,8 +130,11 @@ def silo_actor(size: int) -> type:
     from silos.silo import Silo
 
     class AddActor(SiloActor):
+        preload = staticmethod(lambda: None)
+
         def __init__(self, name: str, silo_yaml: str | None, code: object) -> None:
-            self.name, self._adds = name, Silo(AddSite(name, size))
+            self._adds = Silo(AddSite(name, size))
+            super().__init__(name, silo_yaml)
 
         def _opened(self) -> Silo:
             return self._adds

@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Set
+from typing import Literal
 
 from orchestrator.calls import Calls
 from orchestrator.core import events
@@ -10,15 +12,23 @@ from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
 from orchestrator.core.events import Event
 from orchestrator.core.messages import Reply, Request, SiloId
 from orchestrator.core.protocols import Channel, Observer
-from orchestrator.core.rounds import RoundPolicy
+from orchestrator.core.receipts import Receipt
+from orchestrator.core.rounds import RoundPolicy, Rounds
 from orchestrator.drift import DriftWatch
 from orchestrator.enrolment import Enrolment
 from orchestrator.global_model import GlobalModel
+from orchestrator.heads import Countersigner
 from orchestrator.job import Job
+from orchestrator.journal import Head
 from orchestrator.pacing import Paces
+from orchestrator.receipts import Known, flaw
 from orchestrator.scoreboard import Scoreboard
+from orchestrator.silo_privacy import SiloPrivacy
 from orchestrator.store import DiskFull, Store
 from orchestrator.weighing import Balance
+
+_SEALING = events.VersionEvaluated | events.RunAssessed | events.RunClosed
+"""Durable at once, so that what the silos sign next covers them."""
 
 GIVE_UP = 10
 """A run that waits for silos or for space gives up after so many times the patience; the same command goes on.
@@ -44,14 +54,25 @@ class Attempt:
         self.observe, self.clock = observe, clock
         self.patience_s = job.rounds.patience_s
         self.model = GlobalModel(job, run_id, store)
+        self.rounds = Rounds(job.policy, job.sample)
+        """The round in hand."""
         self.board = Scoreboard(job.stop, job.training, job.policy.max_staleness)
+        self.ledgers = Countersigner(store.root.parent, run_id, store.signer)
         self.enrolment = Enrolment(job, channel, self.emit, lambda silo: changed())
+        self.enrolment.ledger_of = self.ledgers.told
         self.folded: dict[SiloId, int] = {}
         """Silo -> version of its newest update that is in the model."""
         self.given: dict[SiloId, tuple[int, int]] = {}
         """Silo -> its updates that are in the model, and the local steps in them."""
+        self.draws: Counter[tuple[SiloId, int]] = Counter()
+        """By silo and version: how often its update was opened in a sum that did not count (`Train.draw`)."""
+        self.statements: dict[SiloId, int] = {}
+        """Silo -> number of the newest statement that it signed."""
         self.assessed: dict[SiloId, events.SiloAssessed] = {}
         """The last that each silo found, of whichever version."""
+        self.attacked: dict[SiloId, events.SiloAttacked] = {}
+        """The last that each silo said of how far attacks got, of whichever version."""
+        self.privacy = SiloPrivacy(job)
         self.balance, self.paces = Balance(job), Paces(job)
         self.told_mode = False
         """Whether the world knows which mode ``auto`` has chosen."""
@@ -66,7 +87,7 @@ class Attempt:
     def emit(self, event: Event) -> None:
         """Write it into the journal, if it belongs there, and tell the world."""
         if event.durable:
-            self.store.append(event.model_dump(mode="json"), durable=isinstance(event, events.RunClosed))
+            self.store.append(event.model_dump(mode="json"), durable=isinstance(event, _SEALING))
         self.observe(event)
 
     def tell(self, closed: events.RoundClosed) -> None:
@@ -88,8 +109,45 @@ class Attempt:
             times, steps = self.given.get(each.silo, (0, 0))
             self.folded[each.silo] = each.base_version
             self.given[each.silo] = times + 1, steps + each.num_steps
+            if each.receipt is not None:
+                self.heard(each.receipt)
+        self.model.settings = dict(closed.settings)
         self.balance.take(closed)
         self.paces.take(closed)
+
+    def heard(self, receipt: Receipt) -> None:
+        """The silo's next statement has a higher number."""
+        self.statements[receipt.silo] = max(self.statements.get(receipt.silo, -1), receipt.sequence)
+
+    def known(self, silo: SiloId, about: Receipt) -> Known:
+        """What a receipt of this silo must be like."""
+        return Known(about, self.enrolment.keys.get(silo, ""), self.statements.get(silo, -1))
+
+    def receipt_flaw(
+        self,
+        silo: SiloId,
+        kind: Literal["evaluation", "vote", "leave"],
+        version: int,
+        head: Head,
+        receipt: Receipt | None,
+    ) -> str | None:
+        """Why the receipt does not count; None if it does, or none was wanted."""
+        if not head.length:
+            return None
+        about = Receipt(
+            kind=kind,
+            silo=silo,
+            run_id=self.run_id,
+            job_digest=self.job.digest,
+            epoch=self.store.epoch,
+            version=version,
+            head=head.digest,
+            head_length=head.length,
+        )
+        wrong = flaw(receipt, self.known(silo, about))
+        if wrong is None and receipt is not None:
+            self.heard(receipt)
+        return wrong
 
     def policy(self) -> RoundPolicy:
         """The numbers of the next round; tells which mode ``auto`` has chosen, once."""
@@ -101,16 +159,22 @@ class Attempt:
                     version=choice.version, mode=choice.mode, reason=choice.reason, seconds=choice.seconds
                 )
             )
-        relaxed = choice is not None and choice.mode == "semi_sync"
-        return self.job.rounds.relaxed(self.job.policy) if relaxed else self.job.policy
+        return self.paces.policy
 
     def refuse(self, silo: SiloId, version: int, code: str, reason: str) -> None:
         self.emit(events.UpdateRefused(silo=silo, version=version, code=code, reason=reason))
 
+    def unfit(self, silo: SiloId, version: int, code: str, reason: str) -> None:
+        """The silo's update of this version is refused, and not waited for."""
+        self.refuse(silo, version, code, reason)
+        self.enrolment.absent(silo, f"{code}: {reason}")
+        self.rounds.refuse(silo, version)
+
     def lost(self, silo: SiloId, version: int, why: str) -> None:
-        """The silo has to join again."""
+        """The silo has to join again; the work that it had in hand will not come."""
         self.emit(events.SiloDown(silo=silo, version=version, why=why))
         self.enrolment.seek(silo, why)
+        self.rounds.lost(silo)
 
     async def ask(self, silo: SiloId, request: Request, limit_s: float = math.inf) -> Reply:
         """Ask for something that takes no time but that of its bytes. A silo that stays silent, or whose answer has

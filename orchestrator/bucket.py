@@ -42,7 +42,7 @@ def shown(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def checked(uri: str) -> str:
+def checked(uri: str, remedy: str = "the environment or the machine's role gives it") -> str:
     """The URI. Raises BadInput where it says what others must not read."""
     try:
         secret = urlsplit(uri).password
@@ -50,8 +50,7 @@ def checked(uri: str) -> str:
         raise BadInput(f"{uri}: {error}") from None
     if secret:
         raise BadInput(
-            f"{shown(uri)}: a password does not belong into a URI, which others can read; "
-            "the environment or the machine's role gives it"
+            f"{shown(uri)}: a password does not belong into a URI, which others can read; {remedy}"
         )
     return uri
 

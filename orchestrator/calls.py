@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orchestrator.core.errors import SiloLost
-from orchestrator.core.messages import Assess, Evaluate, Ping, Progress, Reply, SiloId, Work
+from orchestrator.core.messages import Assess, Attack, Evaluate, Ping, Progress, Reply, SiloId, Work
 from orchestrator.core.protocols import Channel
 
 Deliver = Callable[["Call", Reply | SiloLost], None]
@@ -17,7 +17,7 @@ Deliver = Callable[["Call", Reply | SiloLost], None]
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One training, evaluation or assessment that a silo was asked for."""
+    """One training, evaluation, assessment or attack that a silo was asked for."""
 
     silo: SiloId
     request: Work
@@ -55,7 +55,7 @@ class Calls:
             self._watch = asyncio.create_task(self._watching())
         return call
 
-    async def ask(self, silo: SiloId, request: Evaluate | Assess) -> Reply:
+    async def ask(self, silo: SiloId, request: Evaluate | Assess | Attack) -> Reply:
         """Start a call and wait for its answer. Raises `SiloLost`."""
         answer: asyncio.Future[Reply | SiloLost] = asyncio.get_running_loop().create_future()
         call = self.start(silo, request, lambda _, reply: None if answer.done() else answer.set_result(reply))

@@ -3,6 +3,9 @@
 ``v000012/state.safetensors`` holds named float32 vectors. ``v000012/MANIFEST.json`` holds the size and
 SHA-256 of that file, what the caller records with it, and a SHA-256 of itself. A folder has its name only
 while all in it is durable: a crash leaves whole checkpoints and ``tmp-*`` folders, never half a checkpoint.
+
+With a key the vectors are encrypted (`orchestrator.at_rest`), and what is hashed is the encrypted file, so that damage
+is told from a wrong key. The manifest stays readable: it holds no parameters.
 """
 
 import errno
@@ -19,6 +22,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from orchestrator import at_rest
+from orchestrator.at_rest import Key, NotOpened
 from orchestrator.core.faults import fault
 from orchestrator.disk import FileSystem, naming_full
 from orchestrator.journal import to_json
@@ -48,9 +53,10 @@ def checkpoint_name(version: int) -> str:
 class Checkpoints:
     """The folder of checkpoints."""
 
-    def __init__(self, root: Path, fs: FileSystem) -> None:
+    def __init__(self, root: Path, fs: FileSystem, key: Key | None = None) -> None:
+        """``root``: in the folder that is named as the run."""
         self.root = root
-        self._fs = fs
+        self._fs, self._key = fs, key
 
     def versions(self) -> list[int]:
         """Versions that have a folder, ascending; not verified."""
@@ -62,10 +68,13 @@ class Checkpoints:
         tmp = self.root / f"tmp-{final.name}"
         header = _header(state)
         num_bytes = len(header) + sum(vector.nbytes for vector in state.values())
+        chunks: Iterable[bytes | memoryview] = (header, *_chunks(state))
+        if self._key is not None:
+            num_bytes, chunks = at_rest.sealed_bytes(num_bytes), self._sealed(self._key, version, chunks)
         self._fs.remove(tmp)
         with naming_full(self._fs, final, num_bytes), self._removed_on_error(tmp):
             self._fs.mkdir(tmp)
-            sha256 = self._write(tmp / STATE, (header, *_chunks(state)))
+            sha256 = self._write(tmp / STATE, chunks)
             fault("checkpoint.files")
             files = {STATE: {"bytes": num_bytes, "sha256": sha256}}
             self._write(tmp / MANIFEST, [_sealed({**record, "version": version, "files": files})])
@@ -88,16 +97,20 @@ class Checkpoints:
     def load(
         self, version: int, expect: Mapping[str, Any]
     ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-        """State and record of a version. Raises Unusable for damage, or a ``meta`` other than ``expect``."""
+        """State and record of a version. Raises Unusable for damage, or a ``meta`` other than ``expect``; `BadInput`
+        where the vectors are encrypted under another key, or the key is missing."""
         folder = self.root / checkpoint_name(version)
         try:
             manifest = _unsealed(self._fs.read(folder / MANIFEST))
             _check(manifest, version, expect)
             data = self._fs.read(folder / STATE)
             _check_file(data, manifest["files"][STATE])
-            return safetensors.numpy.load(data), manifest
+            plain = at_rest.opened(self._key, data, self._what(version), folder / STATE, at_rest.STORE_REMEDY)
+            return safetensors.numpy.load(plain), manifest
         except FileNotFoundError as error:
             raise Unusable(f"{Path(error.filename).name} is missing") from None
+        except NotOpened as error:
+            raise Unusable(f"{STATE}: {error}") from None
         except (KeyError, TypeError, SafetensorError) as error:
             raise Unusable(f"not a checkpoint of this program: {error!r}") from None
         except OSError as error:
@@ -139,6 +152,13 @@ class Checkpoints:
         for name in swept:
             self._fs.remove(self.root / name)
         return bool(swept)
+
+    def _sealed(self, key: Key, version: int, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+        return at_rest.sealed(key, chunks, self._what(version))
+
+    def _what(self, version: int) -> str:
+        """Run, file and version: a checkpoint in the place of another one does not open."""
+        return f"{self.root.absolute().parent.name}/{checkpoint_name(version)}/{STATE}"
 
     def _write(self, path: Path, chunks: Iterable[bytes | memoryview]) -> str:
         """Writes a file durably and returns its SHA-256."""

@@ -82,7 +82,7 @@ class _Silo:
 
     def signals(self, update: Contributor) -> list[Signal]:
         found: list[Signal] = []
-        if math.isfinite(update.norm) and self.norm.beyond(update.norm, 1):
+        if update.norm is not None and math.isfinite(update.norm) and self.norm.beyond(update.norm, 1):
             found.append("norm")
         if update.cosine is not None and self.cosine.beyond(update.cosine, -1):
             found.append("direction")

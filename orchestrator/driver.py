@@ -6,36 +6,31 @@ before it is durable.
 """
 
 import asyncio
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from orchestrator.attempt import Attempt
 from orchestrator.calls import Call, Calls
 from orchestrator.core import events
 from orchestrator.core.errors import BadInput, CannotGoOn, SiloLost
 from orchestrator.core.faults import fault
-from orchestrator.core.messages import CohortInfo, Ping, Progress, Refused, Reply, SiloId, Train, Update
+from orchestrator.core.messages import Ping, Progress, Reply
 from orchestrator.core.protocols import Channel, Observer
-from orchestrator.core.rounds import Rounds
 from orchestrator.ending import Outcome, fail, finish
 from orchestrator.errands import Errands
-from orchestrator.fetching import Fetching
-from orchestrator.gate import Expected, flaw
+from orchestrator.folding import Folded, Folding
 from orchestrator.job import Job
+from orchestrator.launching import Launching
 from orchestrator.opening import Opening
-from orchestrator.pipeline import Combined, UpdateUnfit
-from orchestrator.records import contributors, timed
+from orchestrator.published import PublishedModels
+from orchestrator.receiving import receive
+from orchestrator.records import contributors
+from orchestrator.sealed import SealedSums
 from orchestrator.store import DiskFull, LeaseLost, Store, checkpoint_name
-from orchestrator.weighing import cohort_of
 
 MAX_SEEN = 1_000
 """Events of the channel that wait for the run to open."""
-
-INLINE = 1 << 18
-"""Elements of a packet that travel with the reply; larger ones are fetched while folding."""
 
 
 class Driver:
@@ -54,23 +49,26 @@ class Driver:
         attempt = Attempt(job, channel, store, run_id, observe, clock, self._wake)
         self.attempt, self.job, self.channel, self.clock, self.owner = attempt, job, channel, clock, owner
         self.model, self.board, self.enrolment = attempt.model, attempt.board, attempt.enrolment
-        self.rounds = Rounds(job.policy, job.sample)
+        self.rounds = attempt.rounds
         self.calls = attempt.calls = Calls(
             channel, job.rounds.patience_s, self._deliver, self._progressed, clock, self._ping
         )
-        self._published: Any = None
         self._inbox: asyncio.Queue[tuple[Call, Reply | SiloLost] | None] = asyncio.Queue()
         self._ending: tuple[str, str] | None = None
         self._stop_asked = False
         self._seen: deque[events.Event] = deque(maxlen=MAX_SEEN)
-        self._errands = Errands(attempt)
-        self._bytes_down = self._broadcast_bytes = 0
-        self._began_at = self._opened_at = self._arrived_at = clock()
+        models = PublishedModels()
+        self._sums = SealedSums(attempt, job.sums) if job.sums is not None else None
+        self._errands, self._launching = Errands(attempt), Launching(attempt, models)
+        self._folding = Folding(attempt, models, self._sums)
+        self._began_at = clock()
 
     async def run(self) -> Outcome:
         """Until converged, out of rounds, stopped, or unable to go on. Raises `LeaseHeld` and the store's errors."""
         try:
             await Opening(self.attempt, self.owner, self._pause).begin()
+            if self._sums is not None:
+                self._sums.combine.ready()
             self._record_seen()
             if self._ending is None:
                 self.rounds.version = self.model.version - 1
@@ -79,7 +77,7 @@ class Driver:
                 await self._turn()
             for silo in list(self.calls.by_silo):
                 self._errands.cancel(silo)
-            return await finish(self.attempt, *self._ending)
+            return await finish(self.attempt, *self._ending, self._sums)
         except BadInput as error:
             return await fail(self.attempt, 2, str(error))
         except CannotGoOn as error:
@@ -126,53 +124,22 @@ class Driver:
 
     async def _open(self) -> None:
         """Open the next round and set its silos to work."""
-        now = self._opened_at = self._arrived_at = self.clock()
+        now = self.clock()
         candidates = set(self.job.training) - self.enrolment.declined.keys()
         self.rounds.policy = self.attempt.policy()
         for silo in self.rounds.open(candidates, now):
             self._errands.cancel(silo)
-        broadcast = self.job.strategy.broadcast(self.model.state)
-        self._published = await self.channel.publish(broadcast)
-        self._broadcast_bytes = sum(part.nbytes for part in broadcast.values())
-        self._bytes_down = 0
+        await self._launching.publish()
         self.attempt.emit(events.RoundOpened(version=self.rounds.version, cohort=sorted(self.rounds.cohort)))
         fault("round.opened")
-        self._launch()
-
-    def _launch(self) -> None:
-        for silo in self.rounds.vacancies(self.enrolment.online):
-            self.rounds.launched(silo)
-            self.calls.start(silo, self._train_request(silo))
-            self._bytes_down += self._broadcast_bytes
-            version, attempt = self.rounds.version, self.rounds.attempts[silo]
-            self.attempt.emit(events.SiloLaunched(silo=silo, version=version, attempt=attempt))
-            fault("silo.launched")
-
-    def _train_request(self, silo: SiloId) -> Train:
-        return Train(
-            run_id=self.attempt.run_id,
-            epoch=self.attempt.store.epoch,
-            version=self.rounds.version,
-            attempt=self.rounds.attempts[silo],
-            model=self._published,
-            model_digest=self.model.lineage,
-            counted=self._counted(silo),
-            num_steps=self.attempt.paces.steps(silo),
-            inline=INLINE,
-            keep=tuple(update.version for update in self.rounds.buffer if update.silo == silo),
-        )
-
-    def _counted(self, silo: SiloId) -> int:
-        """Version of the silo's newest update that is in the model, or waits to be folded."""
-        waiting = (update.version for update in self.rounds.buffer if update.silo == silo)
-        return max(self.attempt.folded.get(silo, -1), *waiting, -1)
+        self._launching.launch()
 
     async def _turn(self) -> None:
         """One thing that happens: an answer, a silo that joined, a deadline."""
         await self._next(self._pause_s())
         if self._ending is not None:
             return
-        self._launch()
+        self._launching.launch()
         self._call_in()
         if self.rounds.due(self.enrolment.online, self.clock()):
             self.attempt.go_on()
@@ -201,155 +168,68 @@ class Driver:
             return
         while True:
             if arrival is not None:
-                self._receive(*arrival)
+                receive(self.attempt, *arrival)
             if self._inbox.empty():
                 return
             arrival = self._inbox.get_nowait()
-
-    def _receive(self, call: Call, reply: Reply | SiloLost) -> None:
-        if not self.calls.current(call):
-            if isinstance(reply, Update):
-                self.attempt.refuse(
-                    call.silo, call.request.version, "late", "answered after it had been given up"
-                )
-            return
-        self.calls.done(call)
-        match reply:
-            case SiloLost():
-                self._lost(call.silo, call.request.version, reply.why)
-            case Update():
-                self._arrived(call, reply)
-            case Refused(code="cancelled"):
-                self.rounds.lost(call.silo)
-            case Refused(code="job" | "busy"):
-                self._lost(call.silo, call.request.version, reply.reason)
-            case Refused(code="fenced") if self.attempt.store.replaced():
-                raise CannotGoOn(f"{call.silo}: {reply.reason}")
-            case Refused():
-                self.attempt.refuse(call.silo, call.request.version, reply.code, reply.reason)
-                self.enrolment.refused(call.silo, reply)
-                self.rounds.declined(call.silo)
-            case _:
-                self.attempt.refuse(
-                    call.silo, call.request.version, "unknown", f"answered with {type(reply).__name__}"
-                )
-                self.rounds.declined(call.silo)
-
-    def _lost(self, silo: SiloId, version: int, why: str) -> None:
-        self.attempt.lost(silo, version, why)
-        self.rounds.lost(silo)
-
-    def _unfit(self, silo: SiloId, version: int, code: str, reason: str) -> None:
-        """The gate refuses this update."""
-        self.attempt.refuse(silo, version, code, reason)
-        self.enrolment.absent(silo, f"{code}: {reason}")
-        self.rounds.refuse(silo, version)
-
-    def _arrived(self, call: Call, update: Update) -> None:
-        found = flaw(self.job, update, self._expected(call))
-        if found is not None:
-            self._unfit(call.silo, call.request.version, *found)
-            return
-        staleness = self.rounds.version - update.version
-        now = self.clock()
-        if not self.rounds.arrived(timed(update, now - call.began_at), now):
-            self.attempt.refuse(update.silo, update.version, "stale", f"arrived {staleness} versions late")
-            return
-        self._arrived_at = now
-        self.attempt.emit(events.UpdateArrived(silo=update.silo, version=update.version, staleness=staleness))
-        fault("update.arrived")
-
-    def _expected(self, call: Call) -> Expected:
-        joined = self.enrolment.joined.get(call.silo)
-        assert isinstance(call.request, Train)
-        return Expected(
-            silo=call.silo,
-            run_id=self.attempt.run_id,
-            epoch=self.attempt.store.epoch,
-            version=call.request.version,
-            model_digest=call.request.model_digest,
-            layout=self.model.layout,
-            num_examples=joined.num_examples.get("train") if joined else None,
-        )
 
     # closing
 
     async def _close(self) -> None:
         """Fold, step, start the next round, and make the version durable meanwhile."""
         fault("round.closing")
-        folded = await self._fold()
+        folded = await self._folding.fold()
         if folded is None:
             self._wake()
             return
-        updates, cohort, combined = folded
         fault("round.folded")
+        closed = await self._step(folded)
+        self.attempt.count(closed)
+        self.attempt.privacy.take(closed)
+        if self.job.noise is not None:
+            self._commit(closed)
+            await self.model.committed()  # noise drawn again must not meet what was sent with the first draw
+            await self._go_on()
+        else:
+            await self._go_on()
+            self._commit(closed)
+        fault("round.closed")
+
+    async def _step(self, folded: Folded) -> events.RoundClosed:
+        """Make the next version of the model; the record of what it is made of."""
+        updates, combined, sent_bytes = folded.updates, folded.combined, self._launching.broadcast_bytes
         for update in updates:
             self.board.report(update.silo, update.version, update.metrics)
+        self.board.report_together(self.rounds.version, combined.together)
         figures = self.board.figures(self.rounds.version)
         stepping = self.clock()
-        norm = await self.model.advance(combined, updates, cohort)
+        before = self.model.settings
+        norm = await self.model.advance(combined, updates, folded.cohort)
         self.attempt.space_found()
         now = self.clock()
-        closed = events.RoundClosed(
+        spent = self.attempt.privacy.figures(updates, combined.weights, before)
+        return events.RoundClosed(
             version=self.model.version,
-            contributors=contributors(updates, combined, self.rounds.version, self._broadcast_bytes),
+            contributors=contributors(updates, combined, self.rounds.version, sent_bytes, spent),
             evaluated=figures,
             seconds={
-                "wait": self._arrived_at - self._opened_at,
+                "wait": self.rounds.arrived_at - self.rounds.opened_at,
                 **combined.seconds,
                 "step": now - stepping,
-                "round": now - self._opened_at,
+                "round": now - self.rounds.opened_at,
             },
             bytes_up=sum(update.packet_bytes for update in updates),
-            bytes_down=self._bytes_down,
+            bytes_down=self._launching.bytes_down,
             update_norm=norm,
             checkpoint=checkpoint_name(self.model.version),
             best=self.attempt.pin_best() == self.rounds.version,
             lineage=self.model.lineage,
+            settings=self.model.settings,
+            sealed=combined.sealed,
         )
-        self.attempt.count(closed)
-        await self._go_on()
+
+    def _commit(self, closed: events.RoundClosed) -> None:
         self.model.commit(closed, lambda: self.attempt.tell(closed), self.attempt.disk_full)
-        fault("round.closed")
-
-    async def _fold(self) -> tuple[list[Update], CohortInfo, Combined] | None:
-        """Fold what the round holds. Updates that turn out unfit or lost are left out; None if what remains is
-        not enough, and the round stays open."""
-        while True:
-            updates = self.rounds.close()
-            try:
-                self._check_metrics(updates)
-                fetch = Fetching(self.attempt, self._fetch_s())
-                cohort = cohort_of(self.attempt.balance, updates, self.rounds.version + 1, self.rounds.policy)
-                return updates, cohort, await self.model.fold(updates, cohort, fetch)
-            except UpdateUnfit as unfit:
-                self.rounds.give_back([each for each in updates if each is not unfit.update])
-                self._unfit(unfit.update.silo, unfit.update.version, unfit.code, unfit.reason)
-            except SiloLost as lost:
-                self._give_back_without(lost, updates)
-            if not self.rounds.due(self.enrolment.online, self.clock()):
-                return None
-
-    def _check_metrics(self, updates: Sequence[Update]) -> None:
-        """Not at arrival: which of two updates is the odd one must not depend on which came first."""
-        found = self.board.odd([update.metrics for update in updates])
-        if found is not None:
-            index, name = found
-            raise UpdateUnfit(
-                updates[index], "metrics", f"its sums of '{name}' do not add up with the others'"
-            )
-
-    def _give_back_without(self, lost: SiloLost, updates: list[Update]) -> None:
-        self.rounds.give_back([each for each in updates if each.silo != lost.silo])
-        for update in (each for each in updates if each.silo == lost.silo):
-            self.rounds.perished(update)
-            self._lost(update.silo, update.version, lost.why)
-
-    def _fetch_s(self) -> float:
-        """How long an update may take to come: to the round's deadline, and a patience where that is near or over."""
-        if self.rounds.deadline == math.inf:
-            return math.inf
-        return max(self.rounds.deadline - self.clock(), self.attempt.patience_s)
 
     def _decide_end(self) -> None:
         spent, limit = self.clock() - self._began_at, self.job.stop.wall_time_s
@@ -361,6 +241,8 @@ class Driver:
             self._ending = "done", f"all {self.job.rounds.total} rounds are closed"
         elif (reason := self.board.reason_to_stop()) is not None:
             self._ending = "done", reason
+        elif (over := self.attempt.privacy.over()) is not None:
+            self._ending = "done", over
         elif limit is not None and spent >= limit:
             self._ending = "done", f"stop.wall_time_s: {spent:.0f} s are spent"
 

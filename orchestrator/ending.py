@@ -2,15 +2,21 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.assessing import assess
 from orchestrator.attempt import Attempt
 from orchestrator.core import events
 from orchestrator.core.errors import SiloLost
-from orchestrator.core.messages import Evaluate, Evaluated, Leave, Refused, SiloId
+from orchestrator.core.messages import Evaluate, Evaluated, Leave, Progress, Refused, Reply, SiloId
 from orchestrator.core.metrics import MetricSums
+from orchestrator.core.receipts import Receipt
 from orchestrator.gate import unsound
+from orchestrator.journal import Head
+from orchestrator.privacy.sealing import SumFailed
+from orchestrator.releasing import ask_for_release
+from orchestrator.sealed import SealedSums
 from orchestrator.store import DiskFull
 from orchestrator.valuing import value
 
@@ -25,13 +31,14 @@ class Outcome:
     reason: str
 
 
-async def finish(attempt: Attempt, status: str, reason: str) -> Outcome:
+async def finish(attempt: Attempt, status: str, reason: str, sums: SealedSums | None = None) -> Outcome:
     """End a run that is ``done`` or ``stopped``; its newest version is durable first."""
     await attempt.model.committed()
     if status == "done":
-        await _evaluate_last(attempt)
+        await _evaluate_last(attempt, sums)
         await value(attempt)
         await assess(attempt)
+        await ask_for_release(attempt)
     _close(attempt, status, reason, await asyncio.to_thread(attempt.model.parameters_digest))
     await _dismiss(attempt, finished=status == "done")
     return Outcome(status, 0 if status == "done" else 3, reason)
@@ -64,32 +71,54 @@ def _close(attempt: Attempt, status: str, reason: str, digest: str) -> None:
         attempt.observe(closed)  # for want of space, the world is told without a record
 
 
-async def _evaluate_last(attempt: Attempt) -> None:
+async def _evaluate_last(attempt: Attempt, sums: SealedSums | None) -> None:
     """Figures of the last version, which no round trains from."""
     board, version = attempt.board, attempt.model.version
     published = await attempt.channel.publish(attempt.job.strategy.broadcast(attempt.model.state))
     silos = sorted(attempt.enrolment.online & set(attempt.job.training))
     replies = await asyncio.gather(*(_evaluate(attempt, silo, published) for silo in silos))
-    reports = {silo: sums for silo, sums in zip(silos, replies, strict=True) if sums is not None}
+    evaluated = {silo: reply for silo, reply in zip(silos, replies, strict=True) if reply is not None}
+    reports = {silo: reply.metrics for silo, reply in evaluated.items()}
     while (found := board.odd(list(reports.values()))) is not None:
         silo = list(reports)[found[0]]
         del reports[silo]
         reason = f"its sums of '{found[1]}' do not add up with the others'"
         attempt.refuse(silo, version, "metrics", reason)
-    for silo, sums in reports.items():
-        board.report(silo, version, sums)
+    for silo, own in reports.items():
+        board.report(silo, version, own)
+    board.report_together(version, await _together(attempt, sums, evaluated, version))
     figures = board.figures(version)
-    attempt.emit(events.VersionEvaluated(evaluated=figures, best=attempt.pin_best() == version))
+    receipts = [reply.receipt for reply in evaluated.values() if reply.receipt is not None]
+    attempt.emit(
+        events.VersionEvaluated(evaluated=figures, best=attempt.pin_best() == version, receipts=receipts)
+    )
 
 
-async def _evaluate(attempt: Attempt, silo: SiloId, published: object) -> MetricSums | None:
-    version = attempt.model.version
+async def _together(
+    attempt: Attempt, sums: SealedSums | None, evaluated: Mapping[SiloId, Evaluated], version: int
+) -> MetricSums:
+    """What silos tell in a sum only; nothing where that cannot be opened."""
+    bring = {silo: reply for silo, reply in evaluated.items() if reply.summed}
+    if sums is None or len(bring) < max(sums.combine.least, attempt.job.policy.min_silos):
+        return {}
+    try:
+        return await sums.metrics(bring, version)
+    except SumFailed as failed:
+        for silo, why in failed.why.items():
+            attempt.emit(events.SiloDown(silo=silo, version=version, why=f"not evaluated: {why}"))
+        return {}
+
+
+async def _evaluate(attempt: Attempt, silo: SiloId, published: object) -> Evaluated | None:
+    version, head = attempt.model.version, attempt.store.head
     request = Evaluate(
         run_id=attempt.run_id,
         epoch=attempt.store.epoch,
         version=version,
         model=published,
         counted=attempt.folded.get(silo, -1),
+        head=head.digest,
+        head_length=head.length,
     )
     try:
         reply = await attempt.calls.ask(silo, request)
@@ -102,13 +131,42 @@ async def _evaluate(attempt: Attempt, silo: SiloId, published: object) -> Metric
     if not isinstance(reply, Evaluated) or unsound(reply.metrics) is not None:
         attempt.refuse(silo, version, "metrics", f"sent no figures: {reply}")
         return None
-    return reply.metrics
+    wrong = attempt.receipt_flaw(silo, "evaluation", version, head, reply.receipt)
+    if wrong is not None:
+        attempt.refuse(silo, version, "receipt", f"not evaluated: {wrong}")
+        return None
+    return reply
 
 
 async def _dismiss(attempt: Attempt, finished: bool) -> None:
-    """Free the silos for other runs; one that does not hear it frees itself after a while."""
-    leave = Leave(run_id=attempt.run_id, epoch=attempt.store.epoch, finished=finished)
-    calls = [attempt.channel.call(silo, leave) for silo in sorted(attempt.enrolment.online)]
-    with contextlib.suppress(TimeoutError):
-        everyone = asyncio.gather(*calls, return_exceptions=True)
-        await asyncio.wait_for(everyone, min(5.0, attempt.patience_s))
+    """Free the silos for other runs, and have them sign the whole history; one that does not hear it frees itself after
+    a while."""
+    head = attempt.store.head
+    leave = Leave(
+        run_id=attempt.run_id,
+        epoch=attempt.store.epoch,
+        finished=finished,
+        head=head.digest,
+        head_length=head.length,
+    )
+    silos = sorted(attempt.enrolment.online)
+    calls = {silo: asyncio.ensure_future(attempt.channel.call(silo, leave)) for silo in silos}
+    if calls:
+        await asyncio.wait(calls.values(), timeout=min(5.0, attempt.patience_s))
+    signed = [_countersigned(attempt, silo, head, call) for silo, call in calls.items()]
+    with contextlib.suppress(DiskFull):
+        attempt.store.countersign([receipt for receipt in signed if receipt is not None])
+
+
+def _countersigned(
+    attempt: Attempt, silo: SiloId, head: Head, call: "asyncio.Future[Reply]"
+) -> Receipt | None:
+    """What the silo signed when it left; None where it said nothing that counts."""
+    if not call.done():
+        call.cancel()
+        return None
+    reply = call.result() if call.exception() is None else None
+    receipt = reply.receipt if isinstance(reply, Progress) else None
+    if receipt is None or attempt.receipt_flaw(silo, "leave", -1, head, receipt) is not None:
+        return None
+    return receipt

@@ -1,15 +1,17 @@
 """Who takes part: silos join, are lost, and join again under the same identity with the same data."""
 
 import asyncio
+import base64
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from orchestrator.core.errors import BadInput, SiloLost
 from orchestrator.core.events import Event, SiloBusy, SiloDeclined, SiloJoined, shortened
-from orchestrator.core.messages import Join, Joined, Load, Refused, Reply, SiloId
+from orchestrator.core.messages import Join, Joined, LedgerHead, Load, Refused, Reply, SiloId
 from orchestrator.core.protocols import Channel
 from orchestrator.job import Job
 from orchestrator.starting import Fitting, StartingWeights
@@ -19,6 +21,8 @@ RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 MAX_DESCRIPTION = 10_000
 """Characters with which a silo may describe itself in the journal."""
+
+ANOTHER_KEY = "signs with another key than when it joined first"
 
 Shared = tuple[str, int]
 """Digest and size of a shared model."""
@@ -44,10 +48,17 @@ class Enrolment:
     """Silos whose own data is at fault: what a person has to mend before the run can go on."""
     fingerprints: dict[SiloId, str] = field(default_factory=dict)
     """First seen in this run, also before a resumption."""
+    keys: dict[SiloId, str] = field(default_factory=dict)
+    """The public keys that the silos showed first to this driver. One that resumes takes those that it is shown: a silo
+    whose machine is gone has another one, and the record has both."""
     shared: Shared | None = None
     """The run's shared model, once it is known."""
+    ledger_of: Callable[[SiloId], LedgerHead | None] = lambda silo: None
+    """What is known of a silo's privacy ledger."""
     start: StartingWeights | None = None
     """What the job starts from; every silo that joins is given it."""
+    planned: Mapping[str, float] = field(default_factory=dict)
+    """What the whole job costs each silo that trains, as far as the driver can say."""
     _published: "asyncio.Task[Any] | None" = None
     """The part of it that fits the job's model, for the channel."""
     _fitting: Fitting | None = None
@@ -132,7 +143,7 @@ class Enrolment:
 
     async def _ask(self, silo: SiloId) -> Reply:
         """To join, and to begin with what the job starts from, unless its process has that already."""
-        reply = await self.channel.call(silo, self._request())
+        reply = await self.channel.call(silo, self._request(silo))
         if self.start is None or not isinstance(reply, Joined):
             return reply
         try:
@@ -174,9 +185,13 @@ class Enrolment:
         """Opening the data may take long, and shows no progress."""
         return 10 * self.job.rounds.patience_s
 
-    def _request(self) -> Join:
+    def _request(self, silo: SiloId) -> Join:
         return Join(
-            run_id=self.run_id, epoch=self.epoch, job=self.job.model_dump_json(), job_digest=self.job.digest
+            run_id=self.run_id,
+            epoch=self.epoch,
+            job=self.job.model_dump_json(),
+            job_digest=self.job.digest,
+            ledger=self.ledger_of(silo),
         )
 
     def _settle(self, silo: SiloId, reply: Joined | Refused) -> None:
@@ -188,7 +203,8 @@ class Enrolment:
         self.why_absent.pop(silo, None)
         self.joined[silo] = reply
         self.fingerprints.setdefault(silo, reply.fingerprint)
-        self.emit(_event(reply))
+        self.keys.setdefault(silo, reply.key)
+        self.emit(_event(reply, self.planned if silo in self.job.training else {}))
 
     def _decline(self, silo: SiloId, reply: Refused) -> None:
         self.declined[silo] = reply
@@ -203,9 +219,22 @@ class Enrolment:
             return _refused(silo, "job", f"describes itself in more than {MAX_DESCRIPTION} characters")
         if self.fingerprints.get(silo, reply.fingerprint) != reply.fingerprint:
             return _refused(silo, "data", "its data changed since the run began; use --new")
+        if not _is_key(reply.key):
+            return _refused(silo, "job", "shows no Ed25519 key, which its receipts are to be checked with")
+        if (known := self.keys.get(silo)) and known != reply.key:
+            return _refused(
+                silo, "job", f"{ANOTHER_KEY}: put its old one back, or stop the run and resume it"
+            )
         if self.shared is not None and _shared(reply) != self.shared:
             return _refused(silo, "data", _another(_shared(reply), self.shared))
         return reply
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text, validate=True)) == 32
+    except ValueError:
+        return False
 
 
 def _shared(joined: Joined) -> Shared:
@@ -222,15 +251,20 @@ def _refused(silo: SiloId, code: Literal["job", "data"], reason: str) -> Refused
     return Refused(silo=silo, code=code, reason=reason)
 
 
-def _event(joined: Joined) -> SiloJoined:
+def _event(joined: Joined, planned: Mapping[str, float] = MappingProxyType({})) -> SiloJoined:
     return SiloJoined(
         silo=joined.silo,
         incarnation=joined.incarnation,
         fingerprint=joined.fingerprint,
         num_examples=joined.num_examples,
+        quarantined=joined.quarantined,
+        labels=joined.labels,
         num_parameters=joined.num_parameters,
         num_shared=joined.num_shared,
         device=joined.device,
         node=joined.node,
         versions=joined.versions,
+        metrics=joined.metrics,
+        planned={**joined.planned, **planned},
+        key=joined.key,
     )

@@ -5,19 +5,28 @@ A refusal has a stable code; it never ends the run, and the update never enters 
 """
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from orchestrator import receipts
 from orchestrator.core.messages import Update
 from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from orchestrator.pipeline import packet_flaw
+from orchestrator.receipts import Known
 
 ABSURD = 1e9
 """No public number of a strategy is larger."""
+
+
+MOST_SPENT = 32
+"""Numbers on privacy in one update."""
+MOST_SUMMED = 1 << 16
+"""Numbers of metrics in a sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,11 @@ class Expected:
     layout: Mapping[str, int]
     num_examples: int | None
     """Training rows that the silo declared when it joined; None where its policy keeps them in."""
+    receipt: Known
+    settings: str = ""
+    """Digest of those that the update was to be made with, where it goes into a sum."""
+    draw: int = 0
+    """As asked for."""
 
 
 def flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None:
@@ -46,12 +60,15 @@ def flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None
         return "stale", f"trained from version {update.version} when asked for {expected.version}"
     if update.model_digest != expected.model_digest:
         return "foreign", "trained from another model of that version"
+    if update.draw != expected.draw:
+        return "foreign", f"is training {update.draw} of that version when asked for {expected.draw}"
     if tuple(update.layout) != tuple(expected.layout.items()):
         return "schema", f"has parts {dict(update.layout)}, expected {dict(expected.layout)}"
     found = (
         check(job, update, expected) for check in (_weight_flaw, _number_flaw, _metric_flaw, _packet_flaw)
     )
-    return next((flaw for flaw in found if flaw is not None), None)
+    wrong = next((flaw for flaw in found if flaw is not None), None)
+    return wrong or _receipt_flaw(job, update, expected)
 
 
 def initial_flaw(parts: Parts, num_shared: int) -> str | None:
@@ -88,12 +105,27 @@ def _number_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str
         return "schema", f"counts {counts} are no natural numbers"
     if not all(math.isfinite(spent) for spent in update.seconds.values()):
         return "schema", f"seconds {update.seconds}"
+    if len(update.privacy) > MOST_SPENT or not all(map(math.isfinite, update.privacy.values())):
+        return "schema", f"privacy {str(update.privacy)[:200]}"
+    if not re.fullmatch(r"[0-9a-f]{64}", update.received):
+        return "schema", f"received {update.received[:80]!r} is no SHA-256"
+    if update.settings != expected.settings:
+        return "schema", "was made with other settings of that version"
     return None
 
 
 def _metric_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None:
     name = unsound({**update.train_metrics, **update.metrics})
-    return None if name is None else ("metrics", f"{name} is no sum that adds up")
+    if name is not None:
+        return "metrics", f"{name} is no sum that adds up"
+    if (
+        any(size < 1 for _, _, size in update.summed)
+        or sum(size for _, _, size in update.summed) > MOST_SUMMED
+    ):
+        return "metrics", "metrics of an absurd size for the sum"
+    if not set(update.hidden) <= {name for name, _, _ in update.summed}:
+        return "metrics", "hides metrics that are not in the sum"
+    return None
 
 
 def unsound(metrics: MetricSums) -> str | None:
@@ -101,6 +133,27 @@ def unsound(metrics: MetricSums) -> str | None:
     return next((name for name, sums in metrics.items() if not (isinstance(sums, Sums) and sums.sound)), None)
 
 
+def _receipt_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None:
+    """Last, for what is wrong with the update itself says more."""
+    known, receipt = expected.receipt, update.receipt
+    salted = job.sums is not None
+    about = replace(
+        known.receipt,
+        salted=salted,
+        num_examples=update.num_examples,
+        numbers=receipts.numbers_digest(update),
+    )
+    wrong = receipts.flaw(receipt, replace(known, receipt=about))
+    if wrong is None and receipt is not None:
+        said = receipt.received, receipt.ledger, receipt.ledger_length
+        ledger = (update.ledger.hash, update.ledger.length) if update.ledger else ("", 0)
+        if said != (update.received, *ledger):
+            wrong = "its receipt is about another model or ledger than its header"
+    return None if wrong is None else ("receipt", wrong)
+
+
 def _packet_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str] | None:
+    if job.sums is not None and update.packet is not None:
+        return "schema", "its numbers came in the clear, where the job sums them unopened"
     wrong = None if update.packet is None else packet_flaw(job, update.packet, update.size)
     return None if wrong is None else ("schema", wrong)

@@ -19,6 +19,7 @@ from orchestrator.core.protocols import State
 from orchestrator.core.symmetry import Symmetry
 from orchestrator.core.vector import Parts, Vector
 from orchestrator.job import Job
+from orchestrator.kept_updates import Keeping, KeptUpdates
 from orchestrator.pipeline import Combined, Fetch, incoming
 from orchestrator.privacy.clip import norm_of
 from orchestrator.shares import Shares, without_shares
@@ -42,6 +43,9 @@ class GlobalModel:
         folding them; two runs with equal lineages have equal parameters."""
         self.shares = Shares(job.training) if job.report.contribution != "none" else None
         """What each silo brought, where the job asks for it."""
+        self.settings: dict[str, float] = {}
+        """The job's numbers that evolve, as they are for this version."""
+        self._kept = KeptUpdates(store.root, job.keep.updates, store.key) if job.keep.updates else None
         self._buffers: list[Vector] = []
         """Memory for folds: the one under the newest state, and one to fold into."""
         self._committing: asyncio.Task[None] | None = None
@@ -63,20 +67,40 @@ class GlobalModel:
     @property
     def layout(self) -> dict[str, int]:
         """Parts and sizes of an update."""
-        return self.job.strategy.layout(self.state)
+        return {**self.job.strategy.layout(self.state), **self.job.extra_parts}
 
     async def fold(self, updates: Sequence[Update], cohort: CohortInfo, fetch: Fetch) -> Combined:
         """Combine updates that are in the order of the sum. Raises `UpdateUnfit` and `SiloLost`."""
         weights, size = self.job.strategy.weigh(cohort), sum(self.layout.values())
         terms = self.shares.room(len(updates), size) if self.shares is not None else ()
         whole = self._whole if self.job.strategy.whole else None
-        return await incoming(self.job, updates, weights, fetch, self._buffer(size), terms, whole)
+        out = self.room(size)
+        keeping = self._keeping(updates)
+        taken = keeping.block if keeping else None
+        try:
+            found = await incoming(
+                self.job, updates, weights, fetch, out, terms, whole, self.settings, taken=taken
+            )
+        except BaseException:
+            if keeping:
+                keeping.drop()
+            raise
+        if keeping and self._kept:
+            await asyncio.to_thread(keeping.finish)
+            await asyncio.to_thread(self._kept.retain)
+        return found
+
+    def _keeping(self, updates: Sequence[Update]) -> Keeping | None:
+        """Where the job wants the updates to stay."""
+        if self._kept is None:
+            return None
+        return self._kept.begin(self.version + 1, updates)
 
     def _whole(self, updates: Sequence[Parts], shares: Sequence[float]) -> Parts:
         return self.job.strategy.fold(self.state, updates, shares, self.version, self.symmetries)
 
-    def _buffer(self, size: int) -> Vector:
-        """Memory that the state does not use."""
+    def room(self, size: int) -> Vector:
+        """Memory to fold into, which the state does not use."""
         for buffer in self._buffers:
             if buffer.size == size and not any(
                 np.shares_memory(buffer, part) for part in self.state.values()
@@ -95,9 +119,13 @@ class GlobalModel:
             silos = [update.silo for update in updates]
             await asyncio.to_thread(self.shares.add, silos, combined.weights, before, self.state, self.layout)
         self.version += 1
-        self.lineage = _digest(
-            self.lineage, *(_identity(u, n) for u, n in zip(updates, combined.norms, strict=True))
-        )
+        self.settings = {**self.settings, **combined.settings}
+        made_of = [_identity(u, n) for u, n in zip(updates, combined.norms, strict=True)]
+        if combined.sealed is not None:
+            made_of.append([combined.sealed.digest])
+        if combined.drawn:
+            made_of.append([combined.drawn])
+        self.lineage = _digest(self.lineage, *made_of)
         fault("state.stepped")
         return norm
 
@@ -163,8 +191,9 @@ class GlobalModel:
         return digest.hexdigest()
 
 
-def _identity(update: Update, norm: float) -> list[Any]:
-    return [update.silo, update.version, update.model_digest, update.weight, update.num_steps, norm.hex()]
+def _identity(update: Update, norm: float | None) -> list[Any]:
+    size = "" if norm is None else norm.hex()
+    return [update.silo, update.version, update.model_digest, update.weight, update.num_steps, size]
 
 
 def _digest(before: str, *what: Any) -> str:

@@ -2,19 +2,30 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from orchestrator.aggregation.mean import Mean
 from orchestrator.compression.plain import Bf16, Raw
+from orchestrator.contract import Contract
 from orchestrator.core import document
+from orchestrator.core.protocols import Facts, Step
 from orchestrator.core.random import rng_of
 from orchestrator.core.rounds import RoundPolicy
 from orchestrator.local import Local
 from orchestrator.privacy.clip import Clip
+from orchestrator.privacy.dp_sgd import DpSgd
+from orchestrator.privacy.encrypted_sum import EncryptedSum
+from orchestrator.privacy.mechanisms import STEPS, AdaptiveClip, Gaussian
+from orchestrator.privacy.ring_sum import FixedPointSum, RingSum
+from orchestrator.privacy.secure_sum import SecureSum
+from orchestrator.privacy.two_aggregators import TwoAggregatorSum
+from orchestrator.release import ReleaseSettings
 from orchestrator.report import ReportSettings
 from orchestrator.round_settings import RoundSettings
 from orchestrator.strategies.apfl import Apfl
@@ -47,9 +58,20 @@ Adapted = Fomaml | PerFedAvg | MetaSgd | Reptile
 Personal = Ditto | Apfl | FedPer | FedRep | FedBN | FedMD
 """Each silo has its own, in whole or in part."""
 Strategy = Annotated[Averaged | Adapted | Personal, Field(discriminator="name")]
-Transform = Clip
+Transform = Annotated[Clip | AdaptiveClip | Gaussian | DpSgd, Field(discriminator="name")]
 Codec = Annotated[Raw | Bf16, Field(discriminator="name")]
-Combiner = Mean
+
+
+def _mean_if_unnamed(section: Any) -> Any:
+    return {"name": "mean", **section} if isinstance(section, dict) and "name" not in section else section
+
+
+Combiner = Annotated[
+    Annotated[
+        Mean | FixedPointSum | SecureSum | TwoAggregatorSum | EncryptedSum, Field(discriminator="name")
+    ],
+    BeforeValidator(_mean_if_unnamed),
+]
 
 
 class _Spec(BaseModel, frozen=True, extra="forbid"):
@@ -86,10 +108,24 @@ class Tracking(_Spec, frozen=True):
     """A model is logged every so many versions, besides the best and the last."""
 
 
+class Card(_Spec, frozen=True):
+    """What only people can say of the model, for its card (``siloray card``)."""
+
+    intended_use: str = ""
+    not_for: str = ""
+    """What it must not be used for."""
+    limits: str = ""
+    """Known ones: whom the data are not about, where the model was not tried."""
+    contact: str = ""
+
+
 class Keep(_Spec, frozen=True):
     """Checkpoints in the run directory; every version is one, and the best stays."""
 
     newest: int = Field(default=3, ge=2)
+    updates: int = Field(default=0, ge=0, le=10_000)
+    """Versions of which the silos' updates stay, too, so that ``siloray verify RUN --replay VERSION`` can compute the
+    round anew. They are what the silos gave, in full: whoever can read the run directory can study them."""
 
 
 class Job(_Spec, frozen=True):
@@ -120,12 +156,17 @@ class Job(_Spec, frozen=True):
     unfreeze: dict[int, tuple[str, ...]] = {}
     """Frozen no longer, by the version from which on they are trained: ``{5: ['layer4.*'], 10: ['*']}``. What is to
     be trained some day travels from the start."""
+    contract: Contract | None = None
+    """What every silo's rows must be, before the first round."""
     privacy: tuple[Transform, ...] = ()
     codec: Codec = Raw()
     combine: Combiner = Mean()
     gate: Gate = Gate()
     stop: Stop = Stop()
     report: ReportSettings = ReportSettings()
+    card: Card = Card()
+    release: ReleaseSettings | None = None
+    """Without it the registry's alias moves to the best version whatever the model tells of the silos' rows."""
     keep: Keep = Keep()
     seed: int = Field(default=0, ge=0)
     tracking: Tracking = Tracking()
@@ -146,6 +187,8 @@ class Job(_Spec, frozen=True):
     def _legal(self) -> Self:
         from orchestrator.legality import refusals  # the table needs this class for its annotations
 
+        for place in document.not_finite(self.model_dump()):
+            raise ValueError(f"{place}: a number that is finite is wanted")
         for reason in refusals(self):
             raise ValueError(reason)
         return self
@@ -163,7 +206,74 @@ class Job(_Spec, frozen=True):
 
     @cached_property
     def policy(self) -> RoundPolicy:
-        return self.rounds.policy(max(1, len(self.training)), frozenset(self.required_silos))
+        return self.rounds.policy(max(1, len(self.training)), self.needed_silos)
+
+    @property
+    def needed_silos(self) -> frozenset[str]:
+        """Without whom no round closes: those that the job requires, and those whom its sums cannot do without."""
+        return frozenset(self.required_silos) | (self.sums.helpers if self.sums else frozenset())
+
+    @property
+    def sums(self) -> RingSum | None:
+        """The combiner, where updates leave in sums of whole numbers only."""
+        return self.combine if isinstance(self.combine, RingSum) else None
+
+    @property
+    def least_in_sum(self) -> int:
+        """Fewest silos of which the driver may learn the sum."""
+        groups = self.sums.groups if self.sums else None
+        return self.policy.min_silos if groups is None else groups.size
+
+    @property
+    def max_in_sum(self) -> int:
+        """Most updates in one sum: where updates may be late, a silo's last one and the one before may be in it."""
+        return self.policy.cohort_size * (2 if self.policy.most_stale else 1)
+
+    @property
+    def noise(self) -> Gaussian | None:
+        """What hides one silo among the others."""
+        return next((each for each in self.privacy if isinstance(each, Gaussian)), None)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """Raises `BadJob` where no noise meets the target."""
+        noise = self.noise
+        if noise is None:
+            return Facts(min_silos=self.policy.min_silos)
+        multiplier, least = noise.multiplier(self.rounds.total), 0.0
+        if noise.where == "silos" and self.sums is not None:
+            quantum = self.sums.fixed_point(self.max_in_sum).quantum
+            least = STEPS * quantum * self.policy.min_silos**0.5 / multiplier
+        return Facts(min_silos=self.policy.min_silos, noise_multiplier=multiplier, least_bound=least)
+
+    def steps(self, settings: Mapping[str, float]) -> list[Step]:
+        """The privacy steps as they are for a version with these settings."""
+        facts, made = self.facts, list[Step]()
+        for transform in self.privacy:
+            made.append(transform.adapted(settings, facts))
+            facts = replace(facts, bound=made[-1].bound)
+        return made
+
+    @property
+    def extra_parts(self) -> dict[str, int]:
+        """Parts that the privacy steps add to an update, with their sizes."""
+        return {name: size for transform in self.privacy for name, size in transform.extra.items()}
+
+    @property
+    def dp_sgd(self) -> DpSgd | None:
+        """How the silos' training keeps single records, or patients, private; None where it does not."""
+        return next((each for each in self.privacy if isinstance(each, DpSgd)), None)
+
+    @property
+    def alters_updates(self) -> bool:
+        """Whether a privacy step does something to updates; ``dp_sgd`` is in the training, and leaves them as they
+        are."""
+        return any(not isinstance(each, DpSgd) for each in self.privacy)
+
+    @property
+    def noise_repeats(self) -> bool:
+        """Whether a test wants the noise of some privacy step to be known."""
+        return any(getattr(each, "insecure_test_noise_seed", None) is not None for each in self.privacy)
 
     @property
     def datasets(self) -> tuple[str, ...]:

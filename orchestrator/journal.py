@@ -3,8 +3,14 @@
 A line is ``{"crc":"<8 hex>",<rest>``; the CRC-32 is of the exact bytes of ``<rest>``, which holds the
 ``event`` and what the store needs with it: ``epoch`` of the driver that wrote it, ``commit`` (the version at
 which the run stands from here on, else null) and ``synced`` (how many lines were durable before).
+
+The lines are a chain: ``prev`` is the SHA-256 of the line before, so that the one of the last line, the **head**, is
+that of the whole history. Durable lines are signed by the driver: ``<rest>`` is ``"sig":"<base64>",<body>`` then, and
+the Ed25519 signature is of the exact bytes of ``<body>``.
 """
 
+import base64
+import hashlib
 import json
 import re
 import threading
@@ -19,10 +25,20 @@ from orchestrator.core.faults import fault
 from orchestrator.disk import FileSystem, OsFileSystem, naming_full
 
 _LINE = re.compile(rb'\{"crc":"([0-9a-f]{8})",(.*\})', re.DOTALL)
+_SIGNED = re.compile(rb'"sig":"([A-Za-z0-9+/=]*)",(.*)', re.DOTALL)
+
+Sign = Callable[[bytes], bytes]
 
 
 class JournalDamaged(Exception):
     """A line that was once durable does not verify."""
+
+
+class Head(NamedTuple):
+    """Of so many lines: the SHA-256 of the last one, which covers all of them."""
+
+    digest: str = ""
+    length: int = 0
 
 
 class Line(NamedTuple):
@@ -33,6 +49,13 @@ class Line(NamedTuple):
     commit: int | None
     synced: int
     end: int
+    digest: str
+    """SHA-256 of its bytes."""
+    prev: str | None = None
+    """That of the line before, empty for the first; None in journals of a time when they were no chain."""
+    sig: str | None = None
+    body: bytes = b""
+    """What the driver signed."""
 
     @property
     def seq(self) -> int:
@@ -58,22 +81,65 @@ def scan(data: bytes, path: Path, first: int | None = 0) -> list[Line]:
     end, torn = 0, False
     for raw in data.split(b"\n")[:-1]:
         end += len(raw) + 1
-        line = _parse(raw, end)
+        line = parse(raw, end)
         if torn:
             _check_torn(line, first, path)
         elif line is None or line.seq != (line.seq if first is None else first):
             torn = True
         else:
+            _check_link(line, lines[-1] if lines else None, path)
             lines.append(line)
             first = line.seq + 1
     return lines
 
 
-def _parse(raw: bytes, end: int) -> Line | None:
+def parse(raw: bytes, end: int) -> Line | None:
+    """A line, without its end; None where it does not verify. ``end``: where the next one begins."""
     match = _LINE.fullmatch(raw)
     if match is None or zlib.crc32(match[2]) != int(match[1], 16):
         return None
-    return Line(end=end, **json.loads(b"{" + match[2]))
+    signed = _SIGNED.fullmatch(match[2])
+    body = match[2] if signed is None else signed[2]
+    try:
+        line = Line(end=end, digest=digest_of(raw), body=body, **json.loads(b"{" + match[2]))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return line if _is_sound(line) else None
+
+
+def _is_sound(line: Line) -> bool:
+    """Whether its fields are what they should be: its checksum may have been made by somebody else."""
+    event = line.event
+    return (
+        isinstance(event, dict)
+        and isinstance(event.get("type", ""), str)
+        and all(isinstance(each, int) for each in (event.get("seq"), line.epoch, line.synced))
+        and isinstance(line.commit, int | None)
+        and all(isinstance(each, str | None) for each in (line.prev, line.sig))
+    )
+
+
+def digest_of(line: bytes) -> str:
+    """SHA-256 of a line, without its end."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def break_in(line: Line, before: Line | None) -> str | None:
+    """Why this line does not follow the one before it; None if it does, as far as can be told."""
+    if before is None:
+        first = line.seq == 0 and line.prev
+        return "is the first, but was written as one that follows another" if first else None
+    if line.prev is None:
+        return "does not say which line it follows" if before.prev is not None else None
+    return (
+        None if line.prev == before.digest else "does not follow the line before it: one of them was changed"
+    )
+
+
+def _check_link(line: Line, before: Line | None, path: Path) -> None:
+    broken = break_in(line, before)
+    if broken is not None:
+        raise JournalDamaged(f"{path}: line {line.seq + 1} {broken}")
 
 
 def _check_torn(line: Line | None, torn: int | None, path: Path) -> None:
@@ -87,7 +153,13 @@ def _check_torn(line: Line | None, torn: int | None, path: Path) -> None:
 def read_journal(
     path: Path, offset: int = 0, fs: FileSystem | None = None
 ) -> tuple[list[dict[str, Any]], int]:
-    """For those who follow a run: the events from byte ``offset``, and the offset behind the last of them.
+    """As `read_lines`: the events alone."""
+    lines, offset = read_lines(path, offset, fs)
+    return [line.event for line in lines], offset
+
+
+def read_lines(path: Path, offset: int = 0, fs: FileSystem | None = None) -> tuple[list[Line], int]:
+    """For those who follow a run: the lines from byte ``offset``, and the offset behind the last of them.
 
     A line that is not whole yet is left for the next call; a journal that is not there yet has no events.
     Raises JournalDamaged, with the line number, for damage and for an offset that is not the end of a line.
@@ -102,13 +174,20 @@ def read_journal(
     lines = scan(data[1:], path, None) if offset else scan(data, path)
     if not lines and data.count(b"\n") > 1:
         scan(fs.read(path), path)  # only with line numbers can damage be told from a torn tail
-    return [line.event for line in lines], offset + (lines[-1].end if lines else 0)
+    return lines, offset + (lines[-1].end if lines else 0)
 
 
 class Journal:
     """The writing end. One process at a time may hold it open; its threads may share it."""
 
-    def __init__(self, path: Path, fs: FileSystem, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        fs: FileSystem,
+        clock: Callable[[], float] = time.time,
+        sign: Sign | None = None,
+    ) -> None:
+        """``sign`` makes the signature of a durable line; None: lines are not signed."""
         self.path = path
         self.epoch = 0
         """Of the last line; later lines carry what the owner sets here."""
@@ -121,18 +200,29 @@ class Journal:
         """How many lines are durable."""
         self._size = self._count = 0
         self._ragged = False
+        self._sign = sign
+        self._last = ""
+        """SHA-256 of the last line."""
+        self._durable = Head()
+
+    @property
+    def head(self) -> Head:
+        """Of the lines that are durable: whoever has seen it will find it in the journal, whatever happens."""
+        with self._mutex:
+            return self._durable
 
     def open(self) -> None:
         """Reads all lines and cuts a torn tail off, durably. Raises JournalDamaged for any other damage."""
         lines = self.lines()
         self._size, self._count = (lines[-1].end, len(lines)) if lines else (0, 0)
+        self._last = lines[-1].digest if lines else ""
         self.epoch = max((line.epoch for line in lines), default=0)
         self.commit = next((line.commit for line in reversed(lines) if line.commit is not None), None)
         with naming_full(self._fs, self.path, 0):
             self._fs.append(self.path, b"")
             self._cut()
             self._fs.fsync_dir(self.path.parent)
-        self.synced = self._count
+        self.synced, self._durable = self._count, Head(self._last, self._count)
 
     def lines(self) -> list[Line]:
         """All verified lines. Raises JournalDamaged."""
@@ -149,13 +239,13 @@ class Journal:
     def write(self, event: Mapping[str, Any], commit: int | None = None, durable: bool = False) -> int:
         """Appends one stamped event and returns its number; after an error the journal is as it was."""
         with self._mutex:
-            seq, line = self._count, self._encode(event, commit)
+            seq, line = self._count, self._encode(event, commit, durable)
             with naming_full(self._fs, self.path, len(line)), self._whole_or_nothing():
                 self._fs.append(self.path, line)
                 fault("journal.appended")
                 if durable:
                     self._fs.fsync(self.path)
-            self._advance(len(line), commit, durable)
+            self._advance(line, commit, durable)
             return seq
 
     @contextmanager
@@ -172,16 +262,26 @@ class Journal:
             raise
         self._ragged = False
 
-    def _encode(self, event: Mapping[str, Any], commit: int | None) -> bytes:
+    def _encode(self, event: Mapping[str, Any], commit: int | None, durable: bool) -> bytes:
         numbered = {**event, "seq": self._count}
-        line = {"commit": commit, "epoch": self.epoch, "event": numbered, "synced": self.synced}
+        line = {
+            "commit": commit,
+            "epoch": self.epoch,
+            "event": numbered,
+            "prev": self._last,
+            "synced": self.synced,
+        }
         body = to_json(f"event {event.get('type', '')}", line)[1:]
+        if durable and self._sign is not None:
+            body = b'"sig":"%s",%s' % (base64.b64encode(self._sign(body)), body)
         return b'{"crc":"%08x",%s\n' % (zlib.crc32(body), body)
 
-    def _advance(self, num_bytes: int, commit: int | None, durable: bool) -> None:
-        self._size += num_bytes
+    def _advance(self, line: bytes, commit: int | None, durable: bool) -> None:
+        self._size += len(line)
         self._count += 1
-        self.synced = self._count if durable else self.synced
+        self._last = digest_of(line[:-1])
+        if durable:
+            self.synced, self._durable = self._count, Head(self._last, self._count)
         self.commit = self.commit if commit is None else commit
 
     def _cut(self) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from orchestrator import round_legality
+from orchestrator import dp_sgd_legality, noise_legality, round_legality, sum_legality
+from orchestrator.contract import Contract
+from orchestrator.release import ReleaseSettings
 from orchestrator.strategies.apfl import Apfl
 from orchestrator.strategies.ditto import Ditto
 from orchestrator.strategies.feddyn import FedDyn
@@ -12,6 +14,7 @@ from orchestrator.strategies.fednova import FedNova
 from orchestrator.strategies.meta_sgd import MetaSgd
 from orchestrator.strategies.reptile import Reptile
 from orchestrator.strategies.server import Sgd
+from orchestrator.task import OwnTask, Tabular, Task
 
 if TYPE_CHECKING:
     from orchestrator.job import Job
@@ -35,18 +38,24 @@ def refusals(job: "Job") -> Iterator[str]:
         yield "combine.weights: give one number for each silo of the job that trains, and no other"
     if isinstance(job.combine.weights, dict) and min(job.combine.weights.values()) <= 0:
         yield "combine.weights: a weight must be positive"
-    if job.required_silos and policy.max_staleness and policy.buffer_size < len(job.required_silos):
+    if job.needed_silos and policy.max_staleness and policy.buffer_size < len(job.needed_silos):
         yield (
-            f"rounds.buffer: {policy.buffer_size} updates cannot hold the {len(job.required_silos)} required "
+            f"rounds.buffer: {policy.buffer_size} updates cannot hold the {len(job.needed_silos)} required "
             "silos of every round"
         )
-    if job.combine.sealed and policy.max_staleness > 0:
-        yield "combine: masks cancel only within one version, so rounds.max_staleness must be 0"
-    if job.combine.sealed and not job.codec.linear:
-        yield f"codec: {job.codec.name} packets do not add up, so they cannot be summed unopened"
+    if job.sums is not None:
+        yield from sum_legality.refusals(job, job.sums)
+    if job.keep.updates and job.noise is not None and job.noise.where == "driver":
+        yield "keep.updates: the single updates, which the driver's noise hides, would lie in the run directory"
+    if job.contract is not None:
+        yield from _contract(job.contract, job.task)
+    yield from noise_legality.refusals(job)
     yield from round_legality.refusals(job)
+    yield from dp_sgd_legality.refusals(job)
     if job.report.contribution != "none":
         yield from _contribution(job)
+    if job.release is not None:
+        yield from _release(job, job.release)
     if any(glob in job.private for glob in job.shared):
         yield "shared: a glob stands in 'private' as well"
     if job.strategy.halves and job.local.batch_size < 2:
@@ -71,10 +80,29 @@ def refusals(job: "Job") -> Iterator[str]:
         yield from _reference(job, job.strategy)
 
 
+def _contract(contract: Contract, task: Task) -> Iterator[str]:
+    """Which column holds the labels of a task of the user's own, nobody knows but its class."""
+    if contract.images is not None and isinstance(task, Tabular):
+        yield f"contract.images: a '{task.name}' task reads no images"
+    for name in ("labels", "min_per_class"):
+        if getattr(contract, name) and isinstance(task, OwnTask):
+            yield f"contract.{name}: the task's own class knows its labels; give contract.columns.COLUMN.values"
+
+
+def _release(job: "Job", release: ReleaseSettings) -> Iterator[str]:
+    strange = sorted(set(release.veto) - set(job.training))
+    if strange:
+        yield f"release.veto: {', '.join(strange)} not among the job's silos that train"
+    if release.needed(len(job.training)) > len(job.training):
+        yield f"release.quorum: {release.quorum} votes cannot come from {len(job.training)} silos that train"
+    if job.strategy.shares_logits:
+        yield f"release: with '{job.strategy.name}' every silo has a model of its own, and none is released"
+
+
 def _whole(job: "Job") -> Iterator[str]:
     """Where the driver compares whole updates, one beside the other."""
     what = f"'{job.strategy.name}' at the driver"
-    if job.privacy:
+    if job.alters_updates:
         yield f"privacy: {what} compares single updates unit by unit: what a privacy step does to them is not matched"
     if job.combine.sealed:
         yield f"combine: {what} compares single updates, which a sealed sum does not show; use at: silo"
@@ -148,7 +176,7 @@ def _contribution(job: "Job") -> Iterator[str]:
     what = f"report.contribution: {job.report.contribution}"
     if job.combine.sealed:
         yield f"{what} recombines single silos' updates, and '{job.combine.name}' shows the driver only sums"
-    if job.privacy:
+    if job.alters_updates:
         yield f"{what} makes and measures models of single silos' updates, which the steps under 'privacy' protect"
     if job.strategy.whole:
         yield f"{what} adds updates up in other coalitions, and '{job.strategy.name}' does not add them up at all"
@@ -160,7 +188,9 @@ def _contribution(job: "Job") -> Iterator[str]:
 
 def warnings(job: "Job") -> Iterator[str]:
     """What is legal but probably not meant."""
+    yield from noise_legality.warnings(job)
     yield from round_legality.warnings(job)
+    yield from dp_sgd_legality.warnings(job)
     if isinstance(job.strategy, FedNova) and not job.local.optimizer.is_sgd:
         yield (
             f"FedNova averages the gradients that {job.local.optimizer.name} met, not its steps: where all silos have "
@@ -186,9 +216,9 @@ def warnings(job: "Job") -> Iterator[str]:
             "Nesterov momentum on the driver overshoots where rounds.max_staleness > 0 (arXiv 2401.09135): give "
             f"server.delay, {max(2, len(job.silos) // job.policy.buffer_size)} or so"
         )
-    if isinstance(job.strategy, FedMA) and job.privacy:
+    if isinstance(job.strategy, FedMA) and job.alters_updates:
         yield "FedMA's share of units that stayed is a public number outside the privacy step"
-    if isinstance(job.strategy, FedNova) and job.privacy:
+    if isinstance(job.strategy, FedNova) and job.alters_updates:
         yield "FedNova's path is a public number outside the privacy step"
 
 
@@ -203,7 +233,7 @@ def _of_feddyn(job: "Job") -> Iterator[str]:
             "FedDyn's memory on the driver is the mean of the silos' only where all of them are in every round, or "
             "with combine.weights: uniform"
         )
-    if job.privacy:
+    if job.alters_updates:
         yield "FedDyn: what a privacy step takes from an update, the silo's memory keeps; the driver's does not"
 
 

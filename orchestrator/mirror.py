@@ -29,7 +29,10 @@ PIECE_BYTES = 128 << 10
 
 LEASE, JOURNAL, CHECKPOINTS = "lease.json", "journal.jsonl", "checkpoints"
 
-NOTES = ("job.json", "command.json", "submission.json", "ray.json", "door.json", "summary.json")
+NOTES = (
+    *("job.json", "command.json", "submission.json", "ray.json", "door.json", "summary.json"),
+    "countersigns.jsonl",
+)
 """Small files of a run directory that are not its record."""
 
 

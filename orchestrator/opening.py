@@ -1,5 +1,7 @@
 """The first phase of an attempt: what the journal knows, who takes part, and version 0."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from orchestrator.core.symmetry import Symmetry, read
 from orchestrator.core.vector import Parts
 from orchestrator.core.versions import versions
 from orchestrator.gate import initial_flaw
+from orchestrator.privacy.sealing import FEWEST
 from orchestrator.store import Recovered, checkpoint_name
 
 
@@ -38,9 +41,14 @@ class Opening:
         for alarm in untold:
             self.attempt.mention(alarm)
         self.enrolment.run_id, self.enrolment.epoch = self.attempt.run_id, epoch
+        self.enrolment.planned = await asyncio.to_thread(self.attempt.privacy.planned)
+        self.attempt.ledgers.told(self.job.silos[0])  # a record that cannot be read ends the run here
         for silo in self.job.silos:
             self.enrolment.seek(silo)
-        if await self._assemble() and found is None:
+        if not await self._assemble():
+            return
+        self._check_metrics()
+        if found is None:
             await self._make_model()
 
     def _replay(self, history: Sequence[Event]) -> list[events.DriftAlarm]:
@@ -55,16 +63,19 @@ class Opening:
                 case events.ModelReady():
                     self.enrolment.shared = event.schema_digest, event.num_shared
                     self._check_start(event.started_from)
-                    self.attempt.model.symmetries = _symmetries(event.model, self.attempt.model.state)
+                    self.attempt.model.symmetries = symmetries_of(event.model, self.attempt.model.state)
                 case events.DriftAlarm():
                     told.add((event.silo, event.version))
                 case events.ContributionsFound():
                     self.attempt.valued = event
                 case events.SiloAssessed():
                     self.attempt.assessed[event.silo] = event
+                case events.SiloAttacked():
+                    self.attempt.attacked[event.silo] = event
                 case events.ModeChosen():
                     self.attempt.told_mode = event.version <= self.attempt.model.version
                 case events.RoundClosed():
+                    self.attempt.privacy.take(event)
                     closed[event.version] = event
                 case events.Rewound():
                     closed = {version: each for version, each in closed.items() if version <= event.version}
@@ -90,6 +101,7 @@ class Opening:
             versions=versions(),
             resumed_from=found.version if found else None,
             skipped=[f"{name}: {why}" for name, why in found.skipped] if found else [],
+            driver_key=self.store.driver_key,
         )
 
     async def _assemble(self) -> bool:
@@ -109,6 +121,22 @@ class Opening:
             raise self.attempt.cannot_without(set(self.job.training) - self.enrolment.online)
         return True
 
+    def _check_metrics(self) -> None:
+        """Raises `BadInput` where the job is to stop by figures that no silo tells."""
+        online, stop = self.enrolment.online & set(self.job.training), self.job.stop
+        if stop.patience is None and stop.target is None:
+            return
+        kinds = Counter(self.enrolment.joined[silo].metrics for silo in online)
+        sums = self.job.sums
+        together = sums is not None and sums.protects and kinds["summed"] >= FEWEST
+        if online and not (kinds["open"] or kinds["noised"] or together):
+            what = "stop.patience" if stop.patience is not None else "stop.target"
+            raise BadInput(
+                f"{what}: the silos let no figure out by which the run could stop (policy.metrics in silo.yaml: "
+                f"{', '.join(sorted(kinds))}; summed ones need a sealed sum in which {FEWEST} silos have them so); "
+                f"leave it out, and all {self.job.rounds.total} rounds are run"
+            )
+
     def _enough(self) -> bool:
         online, policy = self.enrolment.online, self.job.policy
         return policy.required <= online and len(online & set(self.job.training)) >= policy.min_updates
@@ -122,7 +150,7 @@ class Opening:
         started_from = self._started_from(joined)
         model = self.attempt.model
         model.begin(parts, joined.schema_digest)
-        model.symmetries = _symmetries(joined.model, parts)
+        model.symmetries = symmetries_of(joined.model, parts)
         event = events.ModelReady(
             version=0,
             num_shared=joined.num_shared,
@@ -166,13 +194,13 @@ class Opening:
         if wrong is not None:
             raise SiloLost(joined.silo, f"no initial model: {wrong}")
         try:
-            _symmetries(joined.model, parts)
+            symmetries_of(joined.model, parts)
         except ValueError as error:
             raise SiloLost(joined.silo, f"no symmetries of its model: {error}") from error
         return parts
 
 
-def _symmetries(model: Mapping[str, Any], parts: Parts) -> tuple[Symmetry, ...]:
+def symmetries_of(model: Mapping[str, Any], parts: Parts) -> tuple[Symmetry, ...]:
     """What a silo says of them. Raises ValueError where it is nonsense."""
     sizes = (parts[name].size if name in parts else 0 for name in ("params", "buffers"))
     return read(model.get("symmetries", ()), *sizes)

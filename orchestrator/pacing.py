@@ -10,12 +10,12 @@ from typing import Literal
 
 from orchestrator.core.events import Contributor, RoundClosed
 from orchestrator.core.messages import SiloId
+from orchestrator.core.rounds import RoundPolicy
 from orchestrator.job import Job
+from orchestrator.round_settings import SPREAD
 
 NEWEST = 0.5
 """Weight of the newest measurement in a silo's pace, beside all before it."""
-SPREAD = 4.0
-"""A silo makes at most so many times, and at least this part of, the steps that the job means."""
 ROUNDING = 1 + 1e-9
 """Keeps numbers that logarithms left a hair below a whole one from being cut down to the one before."""
 EVEN = 1.3
@@ -102,6 +102,12 @@ class Paces:
         """Whether rounds are of equal time now."""
         chosen = self.choice is not None and self.choice.mode == "semi_sync"
         return self.job.rounds.equal_time or chosen
+
+    @property
+    def policy(self) -> RoundPolicy:
+        """The numbers of the next round."""
+        chosen = self.choice is not None and self.choice.mode == "semi_sync"
+        return self.job.rounds.relaxed(self.job.policy) if chosen else self.job.policy
 
     def steps(self, silo: SiloId) -> int | None:
         """Steps to ask the silo for; None: as the job says."""

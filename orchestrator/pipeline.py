@@ -2,6 +2,7 @@
 
     silo     pack -> privacy: encode ... -> codec: encode -> combine: seal
     driver   plain:   codec: decode each -> gate -> combine: merge -> privacy: finish (reversed) -> unpack
+             sealed:  combine: open the sum -> privacy: finish (reversed) -> unpack     (orchestrator/sealed.py)
 
 On the driver the work goes block by block over all updates, in silo order: a block is fetched while the one
 before is merged, so memory does not grow with the number of silos.
@@ -9,18 +10,24 @@ before is merged, so memory does not grow with the number of silos.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.core.messages import Update
+from orchestrator.core.events import Sealed
+from orchestrator.core.messages import SiloId, Update
+from orchestrator.core.metrics import MetricSums
 from orchestrator.core.random import rng_of, seed_of
 from orchestrator.core.vector import Layout, Packet, Parts, Vector, blocks
 from orchestrator.job import Job
 from orchestrator.privacy.clip import squared_norm
+from orchestrator.promises import Promises
 
 BLOCK_BYTES = 256 << 20
 """Bytes of all updates' blocks in memory at a time; twice that with the block being fetched."""
@@ -42,6 +49,10 @@ Fetch = Callable[[Update, int, int], Awaitable[Packet]]
 """Elements ``start`` to ``stop`` of an update's packet."""
 
 
+Taken = Callable[[int, Sequence[Packet]], None]
+"""Is given every block as it is folded: where it begins, and the packets."""
+
+
 class UpdateUnfit(Exception):
     """The gate refuses an update: it must not enter the model."""
 
@@ -57,21 +68,35 @@ class Combined:
     """The outcome of folding a round."""
 
     parts: Parts
-    norms: list[float]
-    """Euclidean norm of each update, in the order of the sum."""
+    norms: Sequence[float | None]
+    """Euclidean norm of each update, in the order of the sum; None where the driver sees no single one."""
     weights: Sequence[float]
     """What each was multiplied by."""
-    cosines: list[float | None]
+    cosines: Sequence[float | None]
     """Of the angle between each update and their mean; None where nobody asks, or one of the two is zero."""
     seconds: dict[str, float] = field(default_factory=dict)
     """``transfer``: waiting for blocks; ``fold``: merging them."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """Those of the next version that follow from this fold."""
+    sealed: Sealed | None = None
+    together: MetricSums = field(default_factory=dict)
+    """Metrics that came in the sum."""
+    drawn: str = ""
+    """Says which draw of noise is in it, and nothing about that; empty where there is none, or always the same."""
 
 
-def outgoing(job: Job, silo: str, version: int, parts: Parts, kept: MutableMapping[str, Vector]) -> Packet:
-    """The silo's half: from the strategy's parts to what leaves the silo."""
+def outgoing(
+    job: Job,
+    silo: str,
+    version: int,
+    parts: Parts,
+    kept: MutableMapping[str, Vector],
+    settings: Mapping[str, float] = MappingProxyType({}),
+) -> Packet:
+    """The silo's half: from the strategy's parts, with those that privacy steps add, to what leaves the silo."""
     vector = Layout.of(parts).pack(parts)
-    for number, transform in enumerate(job.privacy):
-        vector = transform.encode(vector, rng_of(job.seed, "privacy", number, version, silo))
+    for number, step in enumerate(job.steps(settings)):
+        vector = step.encode(vector, rng_of(job.seed, "privacy", number, version, silo))
     return job.codec.encode(vector, kept, seed_of(job.seed, "codec", version, silo))
 
 
@@ -83,6 +108,8 @@ async def incoming(
     out: Vector,
     terms: Sequence[Vector] = (),
     whole: Whole | None = None,
+    settings: Mapping[str, float] = MappingProxyType({}),
+    taken: Taken | None = None,
 ) -> Combined:
     """The driver's half: fold the updates, which are in the order of the sum, into ``out``; each is multiplied by its
     weight. ``terms``: memory for each update as it went into the mean, where somebody wants that.
@@ -98,16 +125,56 @@ async def incoming(
     async for start, stop, packets in _prefetched(updates, fetch, layout.size):
         folded.seconds["transfer"] += perf_counter() - waited
         await _off_loop(stop - start, folded.block, start, stop, packets)
+        if taken is not None:
+            await asyncio.to_thread(taken, start, packets)
         waited = perf_counter()
     folded.check()
     cosines = folded.cosines()
     if whole is not None and rows is not None:
         parts = await asyncio.to_thread(whole, [layout.unpack(row) for row in rows], weights)
         np.copyto(out, layout.pack(parts))
-    for number, transform in reversed(list(enumerate(job.privacy))):
-        out = transform.finish(out, len(updates), rng_of(job.seed, "finish", number, updates[0].version))
-    norms = [math.sqrt(each) for each in folded.squared]
-    return Combined(layout.unpack(out), norms, weights, cosines, folded.seconds)
+    made = Combined(layout.unpack(out), [math.sqrt(each) for each in folded.squared], weights, cosines)
+    made.seconds = folded.seconds
+    await _off_loop(layout.size, finish, job, made, out, layout, updates, settings)
+    return made
+
+
+def finish(
+    job: Job,
+    made: Combined,
+    out: Vector,
+    layout: Layout,
+    updates: Sequence[Update],
+    settings: Mapping[str, float],
+    rounding: float = 0.0,
+) -> None:
+    """The privacy steps' second face, on ``out`` and on what is told of it. ``rounding``: by how much the rounding of
+    an update may have lengthened it after the steps. What the driver would still know of single updates, where it adds
+    noise to their sum, is forgotten."""
+    shares = list(by_silo(updates, made.weights).values())
+    noise, total = job.noise, math.fsum(made.weights)
+
+    def sensitivity(bound: float) -> float:
+        found = job.combine.sensitivity(bound + rounding, [math.fsum(each) for each in shares])
+        assert found is not None, "a job with noise and without a sensitivity is not legal"
+        return found
+
+    for number, step in reversed(list(enumerate(job.steps(settings)))):
+        out = step.finish(out, sensitivity, rng_of(job.seed, "finish", number, updates[0].version))
+        made.settings |= step.next_settings(layout.unpack(out), total)
+    extra = {name for transform in job.privacy for name in transform.extra}
+    made.parts = {name: part for name, part in layout.unpack(out).items() if name not in extra}
+    if noise is not None and noise.where == "driver":
+        made.norms = made.cosines = [None] * len(updates)
+        made.drawn = secrets.token_hex(16) if noise.insecure_test_noise_seed is None else ""
+
+
+def by_silo(updates: Sequence[Update], shares: Sequence[float]) -> dict[SiloId, list[float]]:
+    """Shares of each silo's updates."""
+    found: dict[SiloId, list[float]] = defaultdict(list)
+    for update, share in zip(updates, shares, strict=True):
+        found[update.silo].append(share)
+    return dict(found)
 
 
 def packet_flaw(job: Job, packet: Packet, size: int) -> str | None:
@@ -140,6 +207,7 @@ class _Folded:
         self.along, self.looked = [0.0] * len(updates), [0.0] * len(updates)
         """Dot product of each update with their mean, and with itself, in the pieces that are looked at."""
         self.mean_squared = 0.0
+        self.promises = Promises(updates)
         self._piece, self._every = 0, max(1, len(out) // (LOOKED_AT * CACHED))
         self.seconds = {"transfer": 0.0, "fold": 0.0}
 
@@ -149,6 +217,14 @@ class _Folded:
             wrong = packet_flaw(self.job, packet, stop - start)
             if wrong is not None:
                 raise UpdateUnfit(update, "schema", wrong)
+        hashed = self.promises.block(packets)
+        try:
+            self._merge(start, stop, packets)
+        finally:
+            hashed()
+        self.seconds["fold"] += perf_counter() - began
+
+    def _merge(self, start: int, stop: int, packets: Sequence[Packet]) -> None:
         for low, high in blocks(stop - start, CACHED):
             before = list(self.squared)
             rows = [self._row(i, packet, low, high) for i, packet in enumerate(packets)]
@@ -161,7 +237,6 @@ class _Folded:
                 np.multiply(row, np.float32(weight), out=term[start + low : start + high])
             if self.whole is not None:
                 self.whole[:, start + low : start + high] = rows
-        self.seconds["fold"] += perf_counter() - began
 
     def _look(self, rows: Sequence[Vector], mean: Vector, before: Sequence[float]) -> None:
         """While row and mean are still in the core's cache."""
@@ -187,12 +262,16 @@ class _Folded:
         return row
 
     def check(self) -> None:
+        """After the last block."""
         bound = self.job.gate.max_norm
         for update, squared in zip(self.updates, self.squared, strict=True):
             if bound is not None and squared > bound**2:
                 raise UpdateUnfit(
                     update, "norm", f"norm {math.sqrt(squared):.6g} exceeds gate.max_norm {bound:g}"
                 )
+        broken = self.promises.broken()
+        if broken is not None:
+            raise UpdateUnfit(broken, "receipt", "other bytes came than its receipt says")
 
 
 async def _prefetched(

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from orchestrator.at_rest import store_key
 from orchestrator.bucket import Bucket, Entry, copies, within
 from orchestrator.checkpoints import MANIFEST, STATE, Checkpoints, Unusable
 from orchestrator.disk import OsFileSystem, naming_full
@@ -111,7 +112,7 @@ def _newest(names: Iterable[str]) -> set[str]:
 
 def _is_damaged(folder: Path, name: str) -> bool:
     try:
-        Checkpoints(folder, OsFileSystem()).load(int(name.partition("-")[0][1:]), {})
+        Checkpoints(folder, OsFileSystem(), store_key()).load(int(name.partition("-")[0][1:]), {})
     except Unusable:
         return True
     return False

@@ -1,21 +1,30 @@
 """What is written down about the updates that went into a version."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from orchestrator.core.events import Contributor
-from orchestrator.core.messages import Update
+from orchestrator.core.messages import SiloId, Update
 from orchestrator.core.metrics import values
 from orchestrator.pipeline import Combined
 
 
 def contributors(
-    updates: Sequence[Update], combined: Combined, version: int, broadcast_bytes: int
+    updates: Sequence[Update],
+    combined: Combined,
+    version: int,
+    broadcast_bytes: int,
+    privacy: Mapping[SiloId, Mapping[str, float]] = MappingProxyType({}),
 ) -> list[Contributor]:
-    """One entry per update, in the order of the sum; ``version`` is the one that the round opened with."""
+    """One entry per update, in the order of the sum; ``version`` is the one that the round opened with. ``privacy``:
+    what the version costs each silo, besides what the silos say themselves."""
     rows = zip(updates, combined.weights, combined.norms, combined.cosines, strict=True)
-    return [_contributor(*row, version, broadcast_bytes) for row in rows]
+    return [
+        _contributor(*row, version, broadcast_bytes, privacy.get(update.silo, {}))
+        for update, row in zip(updates, rows, strict=True)
+    ]
 
 
 def timed(update: Update, took_s: float) -> Update:
@@ -25,7 +34,13 @@ def timed(update: Update, took_s: float) -> Update:
 
 
 def _contributor(
-    update: Update, weight: float, norm: float, cosine: float | None, version: int, bytes_down: int
+    update: Update,
+    weight: float,
+    norm: float | None,
+    cosine: float | None,
+    version: int,
+    bytes_down: int,
+    privacy: Mapping[str, float],
 ) -> Contributor:
     return Contributor(
         silo=update.silo,
@@ -39,5 +54,7 @@ def _contributor(
         train=values(update.train_metrics),
         seconds=update.seconds,
         bytes_up=update.packet_bytes,
+        privacy={**update.privacy, **privacy},
+        receipt=update.receipt,
         bytes_down=bytes_down,
     )

@@ -24,9 +24,9 @@ def refusals(job: "Job") -> Iterator[str]:
             "strategy: fedasync mixes in one local model at a time: give rounds.mode: fedasync (a buffer of 1, no "
             "grace), or buffer updates with strategy fedavg"
         )
-    if job.rounds.mode == "auto" and len(job.required_silos) > job.rounds.relaxed(job.policy).buffer_size:
+    if job.rounds.mode == "auto" and len(job.needed_silos) > job.rounds.relaxed(job.policy).buffer_size:
         yield (
-            f"rounds.mode: auto may come to rounds of fewer updates than the {len(job.required_silos)} required "
+            f"rounds.mode: auto may come to rounds of fewer updates than the {len(job.needed_silos)} required "
             "silos: give a larger rounds.buffer"
         )
 
@@ -72,7 +72,7 @@ def _of_weights(job: "Job") -> Iterator[str]:
             "strategy: area adds what each silo changed times the silo's share, which must be known before the first "
             "update: give combine.weights: uniform, or a number for each silo (its rows)"
         )
-    if strategy.sends_model and job.privacy:
+    if strategy.sends_model and job.alters_updates:
         yield (
             f"privacy: {strategy.name} sends parameters, not what changed in them: a bound that they fit under bounds "
             "nothing"

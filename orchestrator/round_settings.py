@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field, model_validator
 from orchestrator.core.rounds import RoundPolicy
 
 Mode = Literal["sync", "over_selected", "quorum", "semi_sync", "async", "fedasync", "auto"]
+SPREAD = 4.0
+"""In rounds of equal time a silo makes at most so many times, and at least this part of, the steps of the job."""
 GRACE = 0.25
 """Of the time that a quorum took; with which ``mode: auto`` waits for the rest."""
 
@@ -69,6 +71,10 @@ class RoundSettings(BaseModel, frozen=True, extra="forbid"):
     def asks_for_steps(self) -> bool:
         """Whether a training may ever have another number of local steps than the job says."""
         return self.equal_time or self.mode == "auto" or self.partial
+
+    def most_steps(self, usual: int) -> int:
+        """That the driver may ask of a training which makes so many as the job says."""
+        return math.floor(usual * SPREAD) if self.equal_time or self.mode == "auto" else usual
 
     def policy(self, num_silos: int, required: frozenset[str]) -> RoundPolicy:
         """The numbers for this many silos."""

@@ -26,6 +26,8 @@ class Scoreboard:
     silos: Sequence[SiloId]
     max_staleness: int
     freshest: dict[SiloId, tuple[int, MetricSums]] = field(default_factory=dict)
+    together: tuple[int, MetricSums] = (-1, {})
+    """The newest sums that silos gave only together."""
     history: dict[int, float] = field(default_factory=dict)
     """Version -> value of the stop metric."""
 
@@ -33,6 +35,11 @@ class Scoreboard:
         """Take a silo's sums, unless it has reported on a newer version."""
         if metrics and self.freshest.get(silo, (-1, {}))[0] <= version:
             self.freshest[silo] = version, metrics
+
+    def report_together(self, version: int, metrics: MetricSums) -> None:
+        """Take sums that silos gave only together."""
+        if metrics:
+            self.together = version, metrics
 
     def odd(self, reports: Sequence[MetricSums]) -> tuple[int, str] | None:
         """Which of these reports does not add up with most, and in which metric. What silos reported before
@@ -47,13 +54,14 @@ class Scoreboard:
         usable = {s: sums for s, (v, sums) in sorted(self.freshest.items()) if oldest <= v <= version}
         usual = usual_shapes(usable.values())
         usable = {silo: sums for silo, sums in usable.items() if odd_metric(sums, usual) is None}
+        said = [self.together[1]] if self.together[0] == version else list(usable.values())
         figures = Figures(
             version=version,
-            overall=values(pooled(usable.values())),
+            overall=values(pooled(said)),
             silos={silo: values(sums) for silo, sums in usable.items()},
-            missing=sorted(set(self.silos) - usable.keys()),
+            missing=[] if self.together[0] == version else sorted(set(self.silos) - usable.keys()),
         )
-        self._check(figures, set(usual))
+        self._check(figures, {name for sums in said for name in sums})
         if self.stop.metric in figures.overall:
             self.history[version] = figures.overall[self.stop.metric]
         return figures

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from orchestrator import at_rest
+from orchestrator.at_rest import NotOpened
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Source, StartedFrom
 from orchestrator.core.vector import Vector
+from orchestrator.tensor_bytes import packed, unpacked
 
 START = "start.safetensors"
 """In a run directory."""
@@ -103,11 +105,13 @@ def views(layout: TensorLayout, values: Vector) -> dict[str, NDArray[np.float32]
 
 
 def save(weights: StartingWeights, run_dir: Path) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; encrypted where this machine has a key for its run directories."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    unfinished = run_dir / f"{START}.tmp"
+    unfinished, key = run_dir / f"{START}.tmp", at_rest.store_key()
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.arrays.items()}
-    safetensors.numpy.save_file(arrays, unfinished, {_SOURCE: weights.source.model_dump_json()})
+    data = packed(arrays, {_SOURCE: weights.source.model_dump_json()})
+    with unfinished.open("wb") as file:
+        file.writelines([data] if key is None else at_rest.sealed(key, [data], _what(run_dir)))
     unfinished.rename(run_dir / START)
 
 
@@ -115,14 +119,21 @@ def load(run_dir: Path) -> StartingWeights:
     """Raises `BadInput`."""
     path = run_dir / START
     try:
-        arrays = safetensors.numpy.load_file(path)
-        with safe_open(path, framework="numpy") as file:
-            source = Source.model_validate_json((file.metadata() or {})[_SOURCE])
+        data = at_rest.opened(
+            at_rest.store_key(), path.read_bytes(), _what(run_dir), path, at_rest.STORE_REMEDY
+        )
+        arrays, said = unpacked(data)
+        source = Source.model_validate_json(said[_SOURCE])
     except FileNotFoundError:
         raise BadInput(f"{path}: the weights that the run began with are gone") from None
-    except (OSError, SafetensorError, KeyError, ValidationError) as error:
+    except (OSError, SafetensorError, KeyError, ValidationError, NotOpened) as error:
         raise BadInput(f"{path}: not what siloray wrote ({type(error).__name__})") from None
     return StartingWeights(arrays, source)
+
+
+def _what(run_dir: Path) -> str:
+    """For whoever encrypts it."""
+    return f"{run_dir.absolute().name}/{START}"
 
 
 def _wanted(entries: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:

@@ -1,9 +1,10 @@
 """The durable run directory: what is left when the driver dies.
 
-    lock            locked while a driver lives
-    lease.json      who that is, and the epoch
-    journal.jsonl   one verified line per event (``orchestrator/journal.py``)
-    checkpoints/    v000012, v000013, ... (``orchestrator/checkpoints.py``)
+    lock                locked while a driver lives
+    lease.json          who that is, and the epoch
+    journal.jsonl       one verified line per event (``orchestrator/journal.py``)
+    countersigns.jsonl  what silos signed when the run was over
+    checkpoints/        v000012, v000013, ... (``orchestrator/checkpoints.py``)
 
 **The commit point of a round is the rename of its checkpoint**, made durable. The checkpoint carries the
 round's event, so a crash before the journal line loses nothing: recovery writes that line. The world hears of
@@ -12,13 +13,14 @@ recovery goes back to the one before, moves what it skipped out of the way, and 
 line: what the lines before it say about later versions no longer counts.
 """
 
+import base64
 import json
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.at_rest import Key
 from orchestrator.checkpoints import Checkpoints, State, Unusable, checkpoint_name
 from orchestrator.core.faults import fault
+from orchestrator.core.receipts import Receipt
 from orchestrator.disk import DiskFull, FileSystem, OsFileSystem, StoreAway, naming_full
-from orchestrator.journal import Journal, JournalDamaged, read_journal, to_json
+from orchestrator.journal import Head, Journal, JournalDamaged, read_journal, to_json
+from orchestrator.keys import Signer
 
 __all__ = [
     "DiskFull",
@@ -42,6 +47,10 @@ __all__ = [
     "checkpoint_name",
     "read_journal",
 ]
+
+
+COUNTERSIGNS = "countersigns.jsonl"
+"""Receipts of silos that have seen the whole journal, a line each."""
 
 
 class LeaseHeld(Exception):
@@ -69,6 +78,8 @@ class Recovered:
     """How many journal lines were durable before it."""
     skipped: tuple[tuple[str, str], ...]
     """Newer checkpoints that could not be used: name and reason."""
+    journal_head: str = ""
+    """SHA-256 of the last of these lines; empty in checkpoints of a time when the journal was no chain."""
 
 
 class Store:
@@ -80,8 +91,11 @@ class Store:
         fs: FileSystem | None = None,
         keep: int = 3,
         clock: Callable[[], float] = time.time,
+        key: Key | None = None,
+        signer: Signer | None = None,
     ) -> None:
-        """The ``keep`` newest checkpoints stay, and those in ``pins``; ``clock`` gives seconds since 1970."""
+        """The ``keep`` newest checkpoints stay, and those in ``pins``; ``clock`` gives seconds since 1970; ``key``
+        encrypts the vectors in checkpoints; ``signer`` signs the durable lines of the journal."""
         self.root = root
         self.epoch = 0
         """Set by ``acquire``."""
@@ -92,8 +106,11 @@ class Store:
         self._fs = fs or OsFileSystem()
         self._keep = max(keep, 1)
         self._clock = clock
-        self._journal = Journal(root / "journal.jsonl", self._fs, clock)
-        self._checkpoints = Checkpoints(root / "checkpoints", self._fs)
+        self._journal = Journal(root / "journal.jsonl", self._fs, clock, signer.sign if signer else None)
+        self._checkpoints = Checkpoints(root / "checkpoints", self._fs, key)
+        self.key, self.signer = key, signer
+        self.driver_key = base64.b64encode(signer.public).decode() if signer else ""
+        """Public, of the journal's signatures; empty for none."""
         self._unlock: Callable[[], None] | None = None
         self._recovered = False
 
@@ -134,9 +151,22 @@ class Store:
             raise LeaseLost(f"{self.root} is not acquired")
         return self._journal.write(self._journal.stamp(event), durable=durable)
 
+    @property
+    def head(self) -> Head:
+        """Of the journal's durable lines."""
+        return self._journal.head
+
     def events(self, after: int = -1) -> Iterator[tuple[int, dict[str, Any]]]:
         """The events with ``seq`` above ``after``, in order. Needs no lease. Raises JournalDamaged."""
         return ((line.seq, line.event) for line in self._journal.lines() if line.seq > after)
+
+    def countersign(self, receipts: Sequence[Receipt]) -> None:
+        """Keeps what silos signed when the run was over. Raises DiskFull."""
+        path = self.root / COUNTERSIGNS
+        data = b"".join(to_json("receipt", asdict(each)) + b"\n" for each in receipts)
+        with naming_full(self._fs, path, len(data)):
+            self._fs.append(path, data)
+            self._fs.fsync(path)
 
     def commit(self, version: int, state: State, event: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Makes the version durable, then its event in the journal; then deletes checkpoints that may go.
@@ -152,7 +182,7 @@ class Store:
         if last is not None and version <= last:
             raise ValueError(f"version {version} cannot follow {last}")
         event = self._journal.stamp(event)
-        record = {"event": event, "meta": meta, "epoch": self.epoch, "journal_lines": self._journal.synced}
+        record = {"event": event, "meta": meta, "epoch": self.epoch, **_lines(self._journal.head)}
         self._with_room(version, lambda: self._checkpoints.save(version, state, record))
         self._with_room(version, lambda: self._journal.write(event, commit=version, durable=True))
         fault("commit.done")
@@ -170,8 +200,7 @@ class Store:
             except Unusable as why:
                 skipped.append((checkpoint_name(version), str(why)))
             else:
-                meta, event, lines = (record[key] for key in ("meta", "event", "journal_lines"))
-                return Recovered(version, state, meta, event, lines, tuple(skipped))
+                return _recovered(version, state, record, tuple(skipped))
         if skipped:
             raise NothingUsable(f"{self.root}: no usable checkpoint: {'; '.join(_sentences(skipped))}")
         return None
@@ -182,7 +211,7 @@ class Store:
             state, record = self._checkpoints.load(version, {})
         except Unusable:
             return None
-        return Recovered(version, state, record["meta"], record["event"], record["journal_lines"], ())
+        return _recovered(version, state, record, ())
 
     def recover(self, expect: Mapping[str, Any] | None = None) -> Recovered | None:
         """``newest``, and the journal brought to agree with it; None for a run without history.
@@ -207,6 +236,7 @@ class Store:
         if self._journal.synced < found.journal_lines:
             had = f"{found.journal_lines} when {checkpoint_name(found.version)} was made"
             raise JournalDamaged(f"{self._journal.path} has {self._journal.synced} lines, but had {had}")
+        self._check_head(found)
         # First out of the way, or a later recovery might yet take one of them for the run's newest.
         for version in self._checkpoints.versions():
             if version > found.version:
@@ -216,6 +246,14 @@ class Store:
         elif self._journal.commit > found.version:
             rewound = {"type": "rewound", "version": found.version, "skipped": _sentences(found.skipped)}
             self._journal.write(self._journal.stamp(rewound), commit=found.version, durable=True)
+
+    def _check_head(self, found: Recovered) -> None:
+        """The lines before the checkpoint are those that it was made after."""
+        if found.journal_head and self._journal.lines()[found.journal_lines - 1].digest != found.journal_head:
+            raise JournalDamaged(
+                f"{self._journal.path}: line {found.journal_lines} is another one than when "
+                f"{checkpoint_name(found.version)} was made"
+            )
 
     def _with_room(self, version: int, step: Callable[[], object]) -> None:
         """Runs a step of this version's commit; if the disk is full, once more after deleting what may go."""
@@ -283,6 +321,20 @@ class Store:
             raise LeaseLost(
                 f"{self.root} was taken over by {_holder(lease)}; this driver has epoch {self.epoch}"
             )
+
+
+def _lines(head: Head) -> dict[str, Any]:
+    return {"journal_lines": head.length, "journal_head": head.digest}
+
+
+def _recovered(
+    version: int,
+    state: dict[str, NDArray[np.float32]],
+    record: Mapping[str, Any],
+    skipped: tuple[tuple[str, str], ...],
+) -> Recovered:
+    meta, event, lines = (record[key] for key in ("meta", "event", "journal_lines"))
+    return Recovered(version, state, meta, event, lines, skipped, record.get("journal_head", ""))
 
 
 def _holder(lease: Mapping[str, Any]) -> str:

@@ -14,12 +14,14 @@ from orchestrator.core.events import (
     Event,
     Figures,
     ModeChosen,
+    ReleaseVoted,
     Rewound,
     RoundClosed,
     RunAssessed,
     RunClosed,
     RunOpened,
     SiloAssessed,
+    SiloAttacked,
     SiloBusy,
     SiloDeclined,
     SiloDown,
@@ -34,10 +36,17 @@ from orchestrator.journal import read_journal
 JOURNAL = "journal.jsonl"
 SUMMARY = "summary.json"
 
-_CONTRIBUTOR = {"silo", "weight", "staleness", "base_version", "num_examples", "num_steps", "norm"}
+_CONTRIBUTOR = {"silo", "weight", "staleness", "base_version", "num_examples", "num_steps", "norm", "privacy"}
 _KNOWN = {
     *("run_opened", "simulated", "rewound", "run_closed", "round_closed", "version_evaluated", "mode_chosen"),
-    *("silo_assessed", "run_assessed", "contributions_found", "drift_alarm"),
+    *(
+        "silo_assessed",
+        "run_assessed",
+        "silo_attacked",
+        "release_voted",
+        "contributions_found",
+        "drift_alarm",
+    ),
     *("silo_joined", "silo_down", "silo_declined", "silo_busy", "update_refused", "call_refused"),
 }
 
@@ -81,6 +90,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "never_contributed": _never(seen),
         "silos": {name: _silo(seen, name) for name in seen.names},
         "report": _report(seen),
+        "release": _release(seen),
         "drift": [
             _fields(each, "silo", "version", "signals", "norm", "cosine", "loss") for each in seen.alarms
         ],
@@ -106,6 +116,8 @@ class _Seen:
     in_hand: list[int] = field(default_factory=list)
     """Versions that a driver was making when it died. Made again, each counts as one round done twice."""
     rounds: dict[int, RoundClosed] = field(default_factory=dict)
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By silo, what it said last, or was said of it: a version that is made again has been paid for all the same."""
     figures: dict[int, Figures] = field(default_factory=dict)
     best: int | None = None
     mode: ModeChosen | None = None
@@ -118,6 +130,8 @@ class _Seen:
     turned_away: dict[tuple[str, str], CallRefused] = field(default_factory=dict)
     assessed: dict[str, SiloAssessed] = field(default_factory=dict)
     verdict: RunAssessed | None = None
+    attacked: dict[str, SiloAttacked] = field(default_factory=dict)
+    release: ReleaseVoted | None = None
     contributions: ContributionsFound | None = None
     alarms: list[DriftAlarm] = field(default_factory=list)
 
@@ -149,6 +163,7 @@ class _Seen:
                 self.turned_away[event.who, event.code] = event
             case RoundClosed():
                 self.rounds[event.version] = event
+                self.spent |= {each.silo: each.privacy for each in event.contributors if each.privacy}
                 self.newest = event.version
                 self._evaluate(event)
             case VersionEvaluated():
@@ -166,6 +181,10 @@ class _Seen:
                 self.assessed[event.silo] = event
             case RunAssessed():
                 self.verdict = event
+            case SiloAttacked():
+                self.attacked[event.silo] = event
+            case ReleaseVoted():
+                self.release = event
             case ContributionsFound():
                 self.contributions = event
             case DriftAlarm():
@@ -270,13 +289,35 @@ def _report(seen: _Seen) -> dict[str, Any] | None:
     }
 
 
+def _release(seen: _Seen) -> dict[str, Any] | None:
+    """The vote on the best version; None where there was none."""
+    voted = seen.release
+    if voted is None:
+        return None
+    drop = {"seq", "time", "type"}
+    said = {silo: seen.attacked[silo] for silo in seen.names if silo in seen.attacked}
+    return {
+        **voted.model_dump(exclude=drop),
+        "silos": {
+            silo: each.model_dump(exclude={*drop, "silo", "version", "lineage", "receipt"})
+            for silo, each in said.items()
+            if each.lineage == voted.lineage
+        },
+    }
+
+
 def _silo(seen: _Seen, name: str) -> dict[str, Any]:
     """``first`` and ``last``: the silo's figures of the earliest and the latest version that it evaluated."""
     joined = seen.joined.get(name)
     own = [figures.silos[name] for _, figures in sorted(seen.figures.items()) if name in figures.silos]
     return {
         "num_examples": joined.num_examples if joined else {},
+        "quarantined": joined.quarantined if joined else {},
+        "labels": joined.labels if joined else {},
         "fingerprint": joined.fingerprint if joined else None,
+        "planned": joined.planned if joined else {},
+        "metrics": joined.metrics if joined else "open",
+        "privacy": seen.spent.get(name, {}),
         "first": own[0] if own else {},
         "last": own[-1] if own else {},
     }

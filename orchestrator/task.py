@@ -17,13 +17,13 @@ class _Spec(BaseModel, frozen=True, extra="forbid"):
 
 
 class Logistic(_Spec, frozen=True):
-    """One linear layer."""
+    """One linear layer; of an image's pixels."""
 
     name: Literal["logistic"] = "logistic"
 
 
 class Mlp(_Spec, frozen=True):
-    """Linear layers with ReLU between them."""
+    """Linear layers with ReLU between them; of an image's pixels."""
 
     name: Literal["mlp"]
     hidden: tuple[int, ...] = (64, 32)
@@ -72,7 +72,7 @@ class Vit(_Spec, frozen=True):
 class TorchvisionModel(_Spec, frozen=True):
     """A classification model of torchvision by name."""
 
-    name: str = Field(json_schema_extra={"pattern": "^(?!(cnn|vit)$)[^:]+$"})
+    name: str = Field(json_schema_extra={"pattern": "^(?!(cnn|vit|logistic|mlp)$)[^:]+$"})
     """``resnet18``, ``vit_b_16``, ...: see ``torchvision.models.list_models()``."""
     options: dict[str, Any] = {}
 
@@ -103,9 +103,11 @@ TabularModel = Annotated[
 ImageModel = Annotated[
     Annotated[Cnn, Tag("cnn")]
     | Annotated[Vit, Tag("vit")]
+    | Annotated[Logistic, Tag("logistic")]
+    | Annotated[Mlp, Tag("mlp")]
     | Annotated[TorchvisionModel, Tag("torchvision")]
     | Annotated[OwnModel, Tag("own")],
-    Discriminator(lambda value: _tag(value, ("cnn", "vit"), "torchvision")),
+    Discriminator(lambda value: _tag(value, ("cnn", "vit", "logistic", "mlp"), "torchvision")),
 ]
 
 

@@ -29,8 +29,17 @@ SILO_LABEL = "siloray.silo"
 """The label by which a site's administrator says whose node it is."""
 
 
+def _preload() -> None:
+    """Seconds of imports, while the driver's own process still starts."""
+    import silos.tasks.build
+    import silos.trainer  # noqa: F401
+
+
 class SiloActor:
     """One silo's process on its own node."""
+
+    preload = staticmethod(_preload)
+    """Runs in a thread of its own. Silos that do not train with torch, as benchmarks have them, need it not."""
 
     def __init__(
         self, name: str, silo_yaml: str | None, code: Sequence[str] = (), foreign_driver: bool = False
@@ -38,7 +47,8 @@ class SiloActor:
         if silo_yaml is None:
             _leave_package()
         sys.path.extend(folder for folder in code if folder not in sys.path)
-        threading.Thread(target=_preload, daemon=True).start()
+        self._preloading = threading.Thread(target=self.preload, daemon=True)
+        self._preloading.start()
         self.name = name
         self._document = silo_yaml, foreign_driver
         self._silo: Silo | None = None
@@ -66,6 +76,7 @@ class SiloActor:
 
     def handle(self, request: Request, model: Any = None) -> Reply:
         """Join, train, evaluate. ``model`` is the broadcast, read from the object store without a copy."""
+        self._preloading.join()  # one thread imports at a time: two may find each other's modules half made
         return self._handled(replace(request, model=model) if model is not None else request)  # type: ignore[call-arg]
 
     @ray.method(concurrency_group="io")
@@ -111,9 +122,3 @@ def _leave_package() -> None:
     if PACKAGES in package and not __file__.startswith(package):
         sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder or ".") != package]
         os.chdir("/")
-
-
-def _preload() -> None:
-    """Seconds of imports, while the driver's own process still starts."""
-    import silos.tasks.build
-    import silos.trainer  # noqa: F401

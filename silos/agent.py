@@ -18,18 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.messages import (
+    AT_ONCE,
     Carrying,
-    Fetch,
     Join,
     Joined,
     Load,
     Piece,
-    Ping,
     Progress,
     Refused,
     Reply,
     Request,
-    Stop,
     Update,
 )
 from orchestrator.core.printable import printable
@@ -45,8 +43,6 @@ from silos.pace import Pace
 from silos.told import public
 from silos.workplace import Workplace
 
-AT_ONCE = (Fetch, Ping, Stop)
-"""Answered while the silo trains."""
 THREADS = 4
 """For what is answered at once, and for vectors under way: this many frames at a time are in memory."""
 POLL_S = 25.0

@@ -26,6 +26,8 @@ class Approval(BaseModel, frozen=True, extra="forbid"):
     when: str
     code: dict[str, str]
     """SHA-256 of the source of each code module."""
+    data: dict[str, str] = {}
+    """Digest of the manifest of each data set (`silos.manifest`)."""
 
 
 class _File(BaseModel, frozen=True, extra="forbid"):
@@ -48,9 +50,11 @@ class Approvals:
             raise BadInput(f"{self.path}: cannot be read; approve the jobs again and remove it") from None
         return document.validate(text, _File, str(self.path)).approved
 
-    def add(self, job: Job, who: str, when: str, code: dict[str, str]) -> None:
-        """Approve this job with code of these digests (`code_digests`), which somebody has seen."""
-        approval = Approval(name=job.name, who=who, when=when, code=code)
+    def add(
+        self, job: Job, who: str, when: str, code: dict[str, str], data: dict[str, str] | None = None
+    ) -> None:
+        """Approve this job with code of these digests (`code_digests`) and data of these, which somebody has seen."""
+        approval = Approval(name=job.name, who=who, when=when, code=code, data=data or {})
         self._save({**self.all(), job.digest: approval})
 
     def remove(self, job: Job) -> bool:

@@ -80,14 +80,15 @@ class _Assessing:
         wanted = self.order.num_steps or self.order.trainings * each
         if self.order.num_steps and self.order.trainings:
             each = max(1, self.order.num_steps // self.order.trainings)
-        self.num_steps = min(wanted, self.settings.max_steps) if self.settings.alone else 0
+        wants = self.settings.alone and not self.trainer.private  # else it would be outside the budget
+        self.num_steps = min(wanted, self.settings.max_steps) if wants else 0
         if self.num_steps:
             train_alone(self.trainer, self.order, self.num_steps, each)
             self._look("alone")
 
     def _tuned(self) -> None:
         looks = self.settings.adapt
-        if not looks or not self.trainer.num_examples["test"]:
+        if self.trainer.private or not looks or not self.trainer.num_examples["test"]:
             return
         tuned = fine_tune(self.trainer, self.order, FineTune(steps=looks[-1]), looks=looks, with_test=True)
         self.curve = tuple((point.step, point.test) for point in tuned.curve)

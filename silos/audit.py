@@ -41,25 +41,36 @@ class Audit:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"at": at, "event": event, **{name: _short(each) for name, each in facts.items()}})
         try:
-            self._append(line.encode() + b"\n")
+            _append(self.path, line.encode() + b"\n")
         except OSError as error:
             raise self._failed(error) from None
-
-    def _append(self, line: bytes) -> None:
-        new = not self.path.exists()
-        if new:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        try:
-            _append_whole(descriptor, line)
-        finally:
-            os.close(descriptor)
-        if new:
-            _sync_folder(self.path.parent)
 
     def _failed(self, error: OSError) -> BadInput:
         rule = "the silo does nothing that it cannot record"
         return BadInput(f"{self.path}: {error.strerror}: {rule}", f"{error.strerror}: {rule}")
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """All of the line, durable, to a file for its owner's eyes; `BadInput` when there is no room."""
+    try:
+        _append(path, line)
+    except OSError as error:
+        raise BadInput(
+            f"{path}: cannot be written: {error.strerror}", f"{path.name}: {error.strerror}"
+        ) from None
+
+
+def _append(path: Path, line: bytes) -> None:
+    new = not path.exists()
+    if new:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    try:
+        _append_whole(descriptor, line)
+    finally:
+        os.close(descriptor)
+    if new:
+        sync_folder(path.parent)
 
 
 def write_private(path: Path, text: str) -> None:
@@ -74,7 +85,7 @@ def write_private(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be written: {error.strerror}", f"{path.name}: {error.strerror}"
@@ -95,7 +106,8 @@ def _append_whole(descriptor: int, line: bytes) -> None:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """A new name in it is durable before this returns."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

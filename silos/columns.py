@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from orchestrator.core.errors import BadInput
 from silos.config import Missing
 
+Reject = Callable[[int, str, str], None]
+"""Number of the value, what is wrong with it, and the same in words that hold no value."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -24,16 +27,18 @@ class Column:
     """Values that mean "not known"; nulls and empty text always do."""
     place: Callable[[int], str]
     """Names the place of the i-th value, for a message: ``heart.csv, row 17``."""
+    reject: "Reject | None" = None
+    """Told of each value that is no good, which then counts as missing; None: the first one is refused."""
 
     def numbers(self) -> NDArray[np.float64]:
         """As numbers, missing ones as NaN; `BadInput` for a value that is no finite number."""
         values = np.array(self._as_float().to_numpy(), dtype=np.float64)
         codes = [number for code in self.missing if (number := _number(code)) is not None]
         values[np.isin(values, codes)] = np.nan
-        infinite = np.flatnonzero(np.isinf(values))
-        if infinite.size:
-            what = "holds an infinite number; list it under 'missing' in silo.yaml"
-            raise self._bad(int(infinite[0]), what, "an infinite number")
+        infinite = np.abs(values) > np.finfo(np.float32).max  # what training computes with
+        what = "holds an infinite number, or one beyond 3e38; list it under 'missing' in silo.yaml"
+        self._refuse(np.flatnonzero(infinite), lambda row: what, "an infinite number")
+        values[infinite] = np.nan
         return values
 
     def levels(self, names: Sequence[str | int]) -> NDArray[np.int64]:
@@ -45,29 +50,31 @@ class Column:
             missing = np.array(self.text.is_null())
             positions = pc.index_in(self.text, pa.array([str(each) for each in names]))
             found = np.array(pc.fill_null(positions, -1), dtype=np.int64)
+
+        def what(row: int) -> str:
+            return f"holds {self._plain[row].as_py()!r}, which is none of: {shortened(names)}"
+
         unknown = np.flatnonzero((found < 0) & ~missing)
-        if unknown.size:
-            row = int(unknown[0])
-            what = f"holds {self._plain[row].as_py()!r}, which is none of: {shortened(names)}"
-            raise self._bad(row, what, "a value that is none of those that the job lists")
+        self._refuse(unknown, what, "a value that is none of those that the job lists")
         return found
 
     def labels(self, num_classes: int, classes: Sequence[str | int]) -> NDArray[np.int64]:
         """Class numbers, -1 where missing: positions in ``classes``, or else the numbers themselves."""
         if classes:
             return self.levels(classes)
-        name = _first_word(self.text) if self._is_text else None
-        if name is not None:
+        if self._is_text:
             remedy = "list 'classes' in the job's task"
-            what = f"holds the name {self.text[name].as_py()!r}; {remedy}"
-            raise self._bad(name, what, f"a name; {remedy}")
+            self._refuse(
+                _words(self.text),
+                lambda row: f"holds the name {self.text[row].as_py()!r}; {remedy}",
+                f"a name; {remedy}",
+            )
         values = self.numbers()
         outside = (values != np.floor(values)) | (values < 0) | (values >= num_classes)
         bad = np.flatnonzero(~np.isnan(values) & outside)
-        if bad.size:
-            row = int(bad[0])
-            limits = f"outside the job's classes 0 to {num_classes - 1}"
-            raise self._bad(row, f"holds the label {values[row]:g}, {limits}", f"a label {limits}")
+        limits = f"outside the job's classes 0 to {num_classes - 1}"
+        self._refuse(bad, lambda row: f"holds the label {values[row]:g}, {limits}", f"a label {limits}")
+        values[bad] = np.nan
         return np.where(np.isnan(values), -1, values).astype(np.int64)
 
     @cached_property
@@ -101,10 +108,23 @@ class Column:
         try:
             return self.text.cast(pa.float64())
         except pa.ArrowInvalid:
-            row = _first_word(self.text) or 0
-            remedy = "list it under 'missing' in silo.yaml, or the column's levels in task.categories"
-            what = f"holds {self.text[row].as_py()!r}, not a number; {remedy}"
-            raise self._bad(row, what, f"a value that is no number; {remedy}") from None
+            words = _words(self.text)
+        remedy = "list it under 'missing' in silo.yaml, or the column's levels in task.categories"
+        self._refuse(
+            words,
+            lambda row: f"holds {self.text[row].as_py()!r}, not a number; {remedy}",
+            f"a value that is no number; {remedy}",
+        )
+        is_word = np.zeros(len(self.text), bool)
+        is_word[words] = True
+        return pc.if_else(pa.array(is_word), pa.scalar(None, pa.string()), self.text).cast(pa.float64())
+
+    def _refuse(self, rows: NDArray[np.int64], what: Callable[[int], str], public: str) -> None:
+        """Raises `BadInput` for the first of these rows, unless somebody takes all of them."""
+        for row in rows.tolist():
+            if self.reject is None:
+                raise self._bad(row, what(row), public)
+            self.reject(row, f"column '{self.name}' {what(row)}", f"column '{self.name}': {public}")
 
     def _bad(self, row: int, what: str, public: str) -> BadInput:
         return BadInput(f"{self.place(row)}: column '{self.name}' {what}", f"column '{self.name}': {public}")
@@ -120,14 +140,15 @@ def shortened(names: Sequence[object]) -> str:
     return ", ".join(str(each) for each in names[:12]) + (", ..." if len(names) > 12 else "")
 
 
-def _first_word(text: pa.ChunkedArray) -> int | None:
-    """The first value that is no number."""
-    for row, value in enumerate(text):
+def _words(text: pa.ChunkedArray) -> NDArray[np.int64]:
+    """The values that are no numbers."""
+    words = []
+    for value in pc.unique(text):
         try:
             value.cast(pa.float64())
         except pa.ArrowInvalid:
-            return row
-    return None
+            words.append(value.as_py())
+    return np.flatnonzero(np.array(pc.is_in(text, pa.array(words, text.type))))
 
 
 def _number(code: Missing) -> float | None:

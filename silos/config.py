@@ -14,12 +14,14 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator.contract import Contract
 from orchestrator.core import document
 from orchestrator.core.endpoint import endpoint
 from orchestrator.core.errors import BadInput
 from orchestrator.local import Local, Optimizer
 from orchestrator.task import OwnTask, Task
 from silos import hours
+from silos.key_source import Encryption
 from silos.mid_round import Rhythm
 
 
@@ -73,6 +75,19 @@ Paths = Annotated[
 Missing = str | int | float
 
 
+class Budget(_Spec, frozen=True):
+    """How much privacy a data set may lose, over all jobs: (epsilon, delta)-differential privacy of each ``unit``. With
+    a budget, a job must protect that unit, and what it asks is refused where the sum would be more."""
+
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float = Field(gt=0, lt=1)
+    unit: Literal["record", "patient", "silo"] = "record"
+    new_rows: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")], ...] = ()
+    """Fingerprints, or their first 12 digits or more, of files of which no row was in the data set before (``siloray
+    ledger show`` says what the fingerprint is now). For these the budget begins anew; for files that have merely
+    changed it goes on."""
+
+
 class DatasetConfig(_Spec, frozen=True):
     """Where a data set lies at this silo, and how to read it."""
 
@@ -92,6 +107,12 @@ class DatasetConfig(_Spec, frozen=True):
     classes: tuple[str | int, ...] = ()
     """Names of the classes in the order of their numbers, where the job does not give them. Folders without
     it: their names in alphabetical order."""
+    encryption: Encryption | None = None
+    """Of Parquet files with modular encryption (``siloray silo encrypt`` makes them): where the key is."""
+    contract: Contract | None = None
+    """What this silo expects of the rows, besides what the job's ``contract`` says; the stricter holds."""
+    budget: Budget | None = None
+    """Without one, losses are entered in the silo's ledger, and nothing is refused."""
 
     def codes(self, column: str) -> tuple[Missing, ...]:
         """Values of this column (the job's name) that mean "not known"."""
@@ -124,6 +145,12 @@ def _checked_zone(name: str) -> str:
     return name
 
 
+def _checked_key(text: str) -> str:
+    from orchestrator.roster import decoded, encoded  # cryptography, of which few documents have need
+
+    return encoded(decoded(text))
+
+
 def _checked_endpoint(text: str) -> str:
     endpoint(text)
     return text
@@ -141,11 +168,17 @@ class Policy(_Spec, frozen=True):
     """Modules (with their submodules) of which code may run here."""
     approval: Literal["required", "none"] = "none"
     """``required``: a job runs once somebody at the silo has approved it (``siloray approve``)."""
+    freeze: Literal["required", "none"] = "none"
+    """``required``: jobs use the data as it was when somebody at the silo froze it (``siloray silo freeze``). Where
+    jobs need an approval, each uses the data that was there when it was approved."""
     min_cohort: int = Field(default=1, ge=1)
     """Fewest silos in an average. It counts silos, not their weights: a job that weights by rows, or gives
     numbers (``combine.weights``), may still let one silo make up most of an average."""
     require_combiner: tuple[str, ...] = ()
     """Combiners of which the job must use one; empty: any."""
+    allow_second: tuple[str, ...] | Literal["all"] = "all"
+    """Silos that may be the second aggregator of a sum with two (``combine: {name: two_aggregator_sum}``): one that
+    the organisation trusts not to work together with the driver."""
     require_privacy: tuple[Annotated[RequiredStep, BeforeValidator(_step)], ...] = ()
     """Privacy steps that the job must have (``[clip]``, or ``[{name: clip, max_norm: 1.0}]``)."""
     max_update_norm: float | None = Field(default=None, gt=0)
@@ -165,11 +198,29 @@ class Policy(_Spec, frozen=True):
     """IANA name (``Europe/Zurich``) of the time zone of ``opening_hours``."""
     metrics_out: tuple[str, ...] | Literal["all"] = "all"
     """Metrics that the driver may learn, as sums over this silo's rows."""
+    metrics: Literal["open", "summed", "noised", "none"] = "open"
+    """How they leave. ``open``: as they are; what they tell of single rows is outside any guarantee on the model.
+    ``summed``: only within a sealed sum over silos, which nobody sees a term of. ``noised``: counts (accuracy, the
+    histogram behind auc), each time with fresh noise that is charged to the test rows; no loss leaves. ``none``."""
+    metrics_noise_multiplier: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Of ``noised``: standard deviation of the noise over how far one row can move all counts together. T releases
+    cost as one with this divided by sqrt(T) would: at delta 1e-5 an epsilon of 0.73 where that is 5, and 4.4 where it
+    is 1."""
+    attacks: Literal["scores", "vote", "none"] = "scores"
+    """What becomes of a job's ``release`` section here. ``scores``: the silo attacks the model with its own rows and
+    tells its vote and how far the attacks got, rounded. ``vote``: the vote only. ``none``: it makes no attack, plants
+    no canaries and does not vote. Where fewer than 50 rows stand behind the scores, or figures on these are
+    kept in (``share_counts``, ``metrics``) or budgeted, only the vote leaves: one yes or no, which no budget counts."""
     share_counts: bool = True
     """Whether the number of rows may leave. Without it a job must not weight by examples or use a strategy whose
-    reports tell the number of steps, and the silo's metrics are sent as if they came from one row. What cannot be
-    kept in: how long the work takes, and how many rows stand behind an exact figure (3 of 4 right is 0.75) or a
-    ranking's histogram; ``metrics_out`` says which figures leave at all."""
+    reports tell the number of steps, and the silo's metrics are sent as if they came from one row. With ``dp_sgd`` a
+    job must say noise and steps, and no epsilon of the rows leaves. What cannot be kept in: how long the work takes,
+    how many rows stand behind an exact figure (3 of 4 right is 0.75) or a ranking's histogram (``metrics_out`` says
+    which figures leave at all), and whether a budget or a data contract allows a job: many jobs find the number by that
+    (``approval: required``)."""
+    share_labels: bool = False
+    """Whether the number of training rows of each class may leave, where the data contract counts them and
+    ``share_counts`` lets numbers out."""
 
     @property
     def evaluations(self) -> tuple[int | None, str]:
@@ -180,6 +231,8 @@ class Policy(_Spec, frozen=True):
 
     @model_validator(mode="after")
     def _where(self) -> Self:
+        if (self.metrics == "noised") != (self.metrics_noise_multiplier is not None):
+            raise ValueError("metrics: noised goes with metrics_noise_multiplier, and with nothing else")
         if self.opening_hours and self.timezone is None:
             raise ValueError("opening_hours: say where they hold with 'timezone' (as in Europe/Zurich)")
         return self
@@ -258,6 +311,22 @@ class SiloConfig(_Spec, frozen=True):
     cluster's node of its own it has one if the node has any."""
     connection: Connection | None = None
     """Where no Ray cluster holds driver and silos together."""
+    peers: dict[str, Annotated[str, AfterValidator(_checked_key)]] = {}
+    """Public signing keys of other silos, as `siloray certs show` prints them; they count before the roster. With
+    neither, the first key that a silo shows is the one that counts from then on."""
+    at_rest: Encryption | None = None
+    """Encrypts what the silo keeps of its runs: private state, trainings in progress, models of its own."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        for name, dataset in self.datasets.items():
+            unit = "record" if dataset.budget is None else dataset.budget.unit
+            if self.policy.metrics == "noised" and unit != "record":
+                raise ValueError(
+                    f"datasets.{name}.budget: is for a {unit}, and noised metrics protect single records: give "
+                    "policy.metrics: summed, or none"
+                )
+        return self
 
     @field_validator("name")
     @classmethod

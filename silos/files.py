@@ -24,6 +24,8 @@ HASHED_WHOLE = 1 << 30
 UNREADABLE = "a file of the data set cannot be read"
 """What others may know of it."""
 _MIB = 1 << 20
+NOT_READING = {"path", "encryption", "contract", "budget"}
+"""Of a data set's entry in ``silo.yaml``: what changes nothing in the rows that are read."""
 
 
 class Place(NamedTuple):
@@ -58,7 +60,7 @@ def is_image_folder(config: DatasetConfig, found: Iterable[Place]) -> bool:
     """Whether the data set is a folder of images per class; ``auto``: a folder without tables at its top."""
     if config.format != "auto":
         return config.format == "folder"
-    return all(each.path.is_dir() and not _tables_in(each.path.iterdir()) for each in found)
+    return all(each.path.is_dir() and not tables_in(each.path.iterdir()) for each in found)
 
 
 def table_files(found: Iterable[Place]) -> tuple[Place, ...]:
@@ -67,13 +69,16 @@ def table_files(found: Iterable[Place]) -> tuple[Place, ...]:
     files = [Place(path, split) for path, split in given if path.is_file()]
     for path, split in given:
         if path.is_dir():
-            files += [Place(each, split) for each in _tables_in(path.rglob("*"))]
+            files += [Place(each, split) for each in tables_in(path.rglob("*"))]
     _check_one_format(given, files)
     return tuple(sorted(files, key=lambda each: (each.split != "train", each.path)))
 
 
-def _tables_in(paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if path.suffix.lower() in TABLES and path.is_file()]
+def tables_in(paths: Iterable[Path]) -> list[Path]:
+    """Without hidden ones, such as a copy that was never finished."""
+    return [
+        path for path in paths if path.suffix.lower() in TABLES and path.is_file() and path.name[0] != "."
+    ]
 
 
 def _check_one_format(given: tuple[Place, ...], files: list[Place]) -> None:
@@ -99,14 +104,23 @@ def fingerprint(files: Iterable[Place], config: DatasetConfig) -> str:
     listed = list(files)
     sizes = {path: path.stat().st_size for path, _ in listed}
     whole = sum(sizes.values()) <= HASHED_WHOLE
-    digest = hashlib.sha256(config.model_dump_json(exclude={"path"}).encode())
-    for name, path, split in _named(listed):
+    digest = hashlib.sha256(config.model_dump_json(exclude=NOT_READING).encode())
+    for name, path, split in named_files(listed):
         digest.update(f"\0{name}\0{split}\0{sizes[path]}\0".encode())
         _add_content(digest, path, sizes[path], whole)
     return digest.hexdigest()
 
 
-def _named(files: list[Place]) -> list[tuple[str, Path, str]]:
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """Another one when the file has changed; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def named_files(files: list[Place]) -> list[tuple[str, Path, str]]:
     """Names relative to the folder that holds all files, so that moving the data changes nothing."""
     common = os.path.commonpath([path.parent for path, _ in files])
     return sorted((path.relative_to(common).as_posix(), path, split) for path, split in files)
@@ -121,6 +135,16 @@ def _add_content(digest: "hashlib._Hash", path: Path, size: int, whole: bool) ->
         digest.update(file.read(_MIB))
         file.seek(max(0, size - _MIB))
         digest.update(file.read(_MIB))
+
+
+def reason(error: Exception) -> str:
+    """Why pyarrow cannot read a file, in a line."""
+    text = str(error).partition("\n")[0]
+    if "no decryption found" in str(error):
+        return "it is encrypted; say where its key is with 'encryption' in silo.yaml"
+    if "decryption" in text or "ciphertext" in text:
+        return f"it does not decrypt, so it was changed or is damaged ({text[:80]})"
+    return text[:200]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

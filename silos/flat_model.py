@@ -148,14 +148,16 @@ class FlatModel:
         held = (e for e in self.entries if e.kind == "param" and e.since > version)
         return sum(math.prod(entry.shape) for entry in held)
 
-    def freeze_for(self, version: int) -> None:
-        """Before a training on this version: what is frozen has no gradient, and layers with frozen statistics leave
-        them as they are. Call it when the module is in training mode."""
+    def freeze_for(self, version: int, trains: str = "all") -> None:
+        """Before a training on this version: what is frozen has no gradient, nor has what is not trained (as for
+        `parameter_of`), and layers with frozen statistics leave them as they are. Call it when the module is in
+        training mode."""
         params = dict(self.module.named_parameters())
         still = {e.name for e in self.entries if e.frozen or e.since > version}
         for entry in self.entries:
-            if entry.kind == "param" and entry.shared:
-                params[entry.name].requires_grad_(entry.name not in still)
+            if entry.kind == "param" and not entry.frozen:
+                trained = trains == "all" or entry.shared == (trains == "shared")
+                params[entry.name].requires_grad_(trained and entry.name not in still)
         for path, module in self.module.named_modules():
             if any(_joined(path, name) in still for name, _ in module.named_buffers(recurse=False)):
                 module.eval()

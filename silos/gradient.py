@@ -18,6 +18,11 @@ class Gradient:
         self.loss: Tensor = torch.zeros(())
         """The task's, at the last call."""
 
+    @property
+    def num_rows(self) -> int:
+        """That ``loss`` is of."""
+        return len(self._batch[0])
+
     def __call__(self, point: Tensor, part: Part = "all", contrast: Contrast | None = None) -> Tensor:
         flat, batch = self._network.flat, _part_of(self._batch, part)
         if point.data_ptr() == flat.shared.data_ptr():

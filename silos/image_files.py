@@ -1,7 +1,8 @@
 """Encoded images of a split, read one at a time, and their decoding to uint8 pixels."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 
 from orchestrator.core.errors import BadInput
 from silos.config import ColumnSplit, DatasetConfig
-from silos.files import UNREADABLE, Place, fingerprint
+from silos.files import UNREADABLE, Place, fingerprint, reason
 from silos.splits import Tags, name_keys, share_tags, wants_no_test
 from silos.tasks.task import Split
 
@@ -94,7 +95,7 @@ class TableImages:
         try:
             column = fragment.to_table(columns=[self._column], schema=self._data.schema)[self._column]
         except (pa.ArrowException, OSError) as error:
-            what = f"{fragment.path}: cannot be read: {str(error).splitlines()[0][:200]}"
+            what = f"{fragment.path}: cannot be read: {reason(error)}"
             raise BadInput(what, UNREADABLE) from None
         return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
@@ -123,6 +124,18 @@ class ImageFolder:
             what = f"{roots[0].path}: no image in a folder per class ({looked})"
             raise BadInput(what, "no image in a folder per class")
         self._roots = tuple(roots)
+        self._left_out: tuple[int, ...] = ()
+
+    def without(self, rows: Iterable[int]) -> "ImageFolder":
+        """The same, as if these files (numbers) belonged to no split."""
+        fewer = copy(self)
+        fewer._left_out = tuple(rows)
+        fewer.__dict__.pop("_tags", None)
+        return fewer
+
+    def place(self, row: int) -> str:
+        """File, for people."""
+        return str(self.files[row].path)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -132,7 +145,7 @@ class ImageFolder:
     def labels(self, split: Split, num_classes: int, classes: Sequence[str | int] = ()) -> NDArray[np.int64]:
         """Class numbers of a split: positions in ``classes``, or among the folders' names."""
         names = tuple(map(str, classes)) or self.classes
-        unknown = sorted(set(self.classes) - set(names))
+        unknown = sorted(set(self.class_names(split) if self._left_out else self.classes) - set(names))
         if len(names) != num_classes or unknown:
             what = f"the folder '{unknown[0]}' is no class" if unknown else f"{len(names)} class folders"
             remedy = "list 'classes' in the job's task, or in silo.yaml"
@@ -141,9 +154,11 @@ class ImageFolder:
                 f"its folders are not the job's {num_classes} classes; {remedy}",
             )
         number = {name: index for index, name in enumerate(names)}
-        return np.array(
-            [number[self._class_of(self.files[row].path)] for row in self.rows(split)], dtype=np.int64
-        )
+        return np.array([number[name] for name in self.class_names(split)], dtype=np.int64)
+
+    def class_names(self, split: Split) -> list[str]:
+        """The folder of each file of a split."""
+        return [self._class_of(self.files[row].path) for row in self.rows(split)]
 
     def images(self, split: Split) -> "FolderImages":
         """The encoded images of a split."""
@@ -160,6 +175,11 @@ class ImageFolder:
 
     @cached_property
     def _tags(self) -> Tags:
+        tags = self._all_tags()
+        tags[list(self._left_out)] = ""
+        return tags
+
+    def _all_tags(self) -> Tags:
         if self.files[0].split:
             return np.array([split for _, split in self.files])
         assert not isinstance(self.config.splits, ColumnSplit)

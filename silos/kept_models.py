@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from orchestrator.at_rest import Key, NotOpened
 from orchestrator.core.errors import BadInput
 from silos.audit import write_private
-from silos.tensor_file import write_tensors
+from silos.tensor_file import read_bytes, write_tensors
 
 TENSORS = "model.safetensors"
 CARD = "model.json"
@@ -26,9 +27,9 @@ _LAST = "; its owner may remove old models there"
 class KeptModels:
     """Of one silo."""
 
-    def __init__(self, folder: Path) -> None:
-        """``folder``: the silo's own (``.siloray/NAME``)."""
-        self.folder = folder / "models"
+    def __init__(self, folder: Path, key: Key | None = None) -> None:
+        """``folder``: the silo's own (``.siloray/NAME``). ``key`` encrypts the models."""
+        self.folder, self._key = folder / "models", key
 
     def keep(self, run_id: str, tensors: Mapping[str, NDArray[Any]], card: Mapping[str, Any]) -> str:
         """The run's model, durable, in place of one kept before; its digest. Raises `BadInput` without room."""
@@ -36,7 +37,7 @@ class KeptModels:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             whole = {name: np.array(each, order="C") for name, each in tensors.items()}
-            write_tensors(folder / TENSORS, whole, {"siloray": json.dumps(card)})
+            write_tensors(folder / TENSORS, whole, {"siloray": json.dumps(card)}, self._key)
             (folder / TENSORS).chmod(0o600)
             digest = _digest(folder / TENSORS)
         except (OSError, SafetensorError) as error:
@@ -70,6 +71,14 @@ class KeptModels:
         if digest != card.get("sha256"):
             raise BadInput(f"{path}: not the model that was kept (SHA-256 in {CARD})")
         return path, card
+
+    def plain(self, run_id: str) -> bytes:
+        """The run's model as a safetensors file in the clear. Raises `BadInput`."""
+        path, _ = self.find(run_id)
+        try:
+            return read_bytes(path, self._key)
+        except (OSError, NotOpened) as error:
+            raise BadInput(f"{path}: {error}") from None
 
 
 def _digest(path: Path) -> str:

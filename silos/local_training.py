@@ -11,7 +11,6 @@ from orchestrator.core.metrics import Sums
 from orchestrator.core.protocols import LocalRun, Phase, Strategy
 from orchestrator.core.random import seed_of
 from orchestrator.core.vector import Vector
-from silos.gradient import Gradient
 from silos.mid_round import EVERY_MINUTE, Rhythm
 from silos.network import Network
 from silos.optimizer import Momentum, kept_of, make_optimizer, remind
@@ -19,7 +18,8 @@ from silos.precision import LossScale, Overflow
 from silos.resumption import Left, captured
 from silos.site import Order
 from silos.state import Kept
-from silos.tasks.task import At, Batch, Task
+from silos.steps import ShuffledSteps, Step, Steps
+from silos.tasks.task import At, Task
 
 
 @dataclass(slots=True)
@@ -45,11 +45,13 @@ class LocalTraining:
         at: At,
         order: Order,
         rhythm: Rhythm = EVERY_MINUTE,
+        steps: Steps | None = None,
     ) -> None:
-        """``at``: the place of the first epoch."""
+        """``at``: the place of the first epoch. ``steps``: default: each row once in an epoch."""
         self.network, self.run, self.order, self._rhythm = network, run, order, rhythm
-        self._task, self._strategy, self._at = task, strategy, at
+        self._strategy, self._at = strategy, at
         self.scale = LossScale() if network.local.precision == "fp16" else None
+        self._steps = steps or ShuffledSteps(network, task, self.scale)
         self.position = Position()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=network.device)
         self.seen = self._num_steps = 0
@@ -63,20 +65,24 @@ class LocalTraining:
         """Train as the strategy divides ``length``; from where the same training was left, if it was."""
         torch.manual_seed(seed_of(self._at.seed, "train", self._at.silo, self._at.version))
         phases = self._strategy.phases(length)
-        self._num_steps = sum(self._steps_of(phase) for phase in phases)
+        self._num_steps = sum(self._num_steps_of(phase) for phase in phases)
         self.network.call.train()
         self.network.flat.freeze_for(self.run.version)
         self._left = self._found()
         epoch = self._at.epoch + sum(self._epochs_of(phase) for phase in phases[: self.position.phase])
         for phase in phases[self.position.phase :]:
-            self._begin(phase)
-            for batch in self._batches(phase, epoch):
-                self._step(batch)
-                self._checkpoint()
-                if self.order.enough():
-                    break
-            self._end(phase)
+            with self._steps.phase(phase.trains, self.run.version):
+                self._fit(phase, epoch)
             epoch += self._epochs_of(phase)
+
+    def _fit(self, phase: Phase, epoch: int) -> None:
+        self._begin(phase)
+        for step in self._steps_of(phase, epoch):
+            self._step(step)
+            self._checkpoint()
+            if self.order.enough():
+                break
+        self._end(phase)
 
     def _found(self) -> Left | None:
         """The same training, as it was left."""
@@ -126,17 +132,14 @@ class LocalTraining:
                 {f"optimizer/{phase.trains}/{name}": each for name, each in kept_of(self.optimizer).items()}
             )
 
-    def _batches(self, phase: Phase, first_epoch: int) -> Iterator[Batch]:
+    def _steps_of(self, phase: Phase, first_epoch: int) -> Iterator[Step]:
         at = self.position
         for epoch in range(at.epoch, phase.steps or phase.epochs or 1):
             at.epoch = epoch
-            place = self._at._replace(epoch=first_epoch + epoch)
-            batches = iter(self._task.train_batches(place, self.network.local.batch_size))
-            for _ in range(at.in_epoch):
-                next(batches, None)
+            steps = self._steps.epoch(self._at._replace(epoch=first_epoch + epoch), at.in_epoch)
             self._take_up_draws()
-            for batch in batches:
-                yield self.network.on_device(batch)
+            for step in steps:
+                yield step
                 if phase.steps is not None and at.in_phase >= phase.steps:
                     return
             at.in_epoch = 0
@@ -146,16 +149,16 @@ class LocalTraining:
             self._left.take_up_draws(self.network.device)
             self._left = None
 
-    def _step(self, batch: Batch) -> None:
-        run, grad_at, at = self.run, Gradient(self.network, self._task, batch, self.scale), self.position
+    def _step(self, step: Step) -> None:
+        at = self.position
         with suppress(Overflow):  # such a batch is left out
-            self._descend(run, grad_at)
-        self.loss_sum += grad_at.loss * len(batch[0])
-        self.seen += len(batch[0])
+            self._descend(self.run, step)
+        self.loss_sum += step.loss * step.num_rows
+        self.seen += step.num_rows
         at.in_epoch, at.in_phase, at.done = at.in_epoch + 1, at.in_phase + 1, at.done + 1
         self.order.tick("training", at.done, self._num_steps)
 
-    def _descend(self, run: LocalRun, grad_at: Gradient) -> None:
+    def _descend(self, run: LocalRun, grad_at: Step) -> None:
         if self._trains == "own":
             grad_at(run.params)
         else:
@@ -175,13 +178,9 @@ class LocalTraining:
         if direction.data_ptr() != shared.data_ptr():
             shared.copy_(direction)
 
-    def _steps_of(self, phase: Phase) -> int:
-        return phase.steps or self._steps_per_epoch * (phase.epochs or 1)
+    def _num_steps_of(self, phase: Phase) -> int:
+        return phase.steps or self._steps.steps_per_epoch * (phase.epochs or 1)
 
     def _epochs_of(self, phase: Phase) -> int:
         """Begun in this phase."""
-        return phase.epochs or -(-(phase.steps or 1) // self._steps_per_epoch)
-
-    @property
-    def _steps_per_epoch(self) -> int:
-        return -(-self._task.num_examples("train") // self.network.local.batch_size)
+        return phase.epochs or -(-(phase.steps or 1) // self._steps.steps_per_epoch)

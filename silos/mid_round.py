@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from silos.tensor_file import write_tensors
+from orchestrator.at_rest import Key, NotOpened
+from orchestrator.core.errors import BadInput
+from silos.tensor_file import read_tensors, write_tensors
 
 Arrays = Mapping[str, NDArray[Any]]
 Facts = Mapping[str, Any]
@@ -41,6 +43,8 @@ class MidRound:
     folder: Path
     work: str
     """Identity of all that the training depends on."""
+    key: Key | None = None
+    """Encrypts the file."""
     seconds: float = field(default=0.0, init=False)
     """Spent on writing."""
     _wrote_at: float = field(default_factory=monotonic, init=False)
@@ -56,21 +60,23 @@ class MidRound:
         """Durable before it returns. A disk that is full costs the checkpoint and not the training."""
         began = monotonic()
         try:
-            write_tensors(self._path, arrays, {"work": self.work, "facts": json.dumps(facts)})
+            write_tensors(self._path, arrays, {"work": self.work, "facts": json.dumps(facts)}, self.key)
         except (OSError, SafetensorError) as error:
             logging.getLogger(__name__).warning("%s: no checkpoint of the training: %s", self._path, error)
         self._wrote_at, self._wrote_step = monotonic(), step
         self.seconds += self._wrote_at - began
 
     def load(self) -> tuple[dict[str, NDArray[Any]], Facts] | None:
-        """The last checkpoint of this very work; what is of another, or cannot be read, is none, and goes."""
+        """The last checkpoint of this very work; what is of another, or cannot be read, is none, and goes. Raises
+        `BadInput` for the wrong key."""
         try:
-            with safe_open(self._path, framework="numpy") as file:
-                said = file.metadata() or {}
-                if said.get("work") == self.work:
-                    facts: Facts = json.loads(said["facts"])
-                    return {name: np.array(file.get_tensor(name)) for name in file.keys()}, facts  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            arrays, said = read_tensors(self._path, self.key)
+            if said.get("work") == self.work:
+                facts: Facts = json.loads(said["facts"])
+                return {name: np.array(each) for name, each in arrays.items()}, facts
+        except BadInput:
+            raise
+        except (OSError, SafetensorError, NotOpened, ValueError, KeyError) as error:
             logging.getLogger(__name__).debug("%s: %s", self._path, error)
         with suppress(OSError):
             self._path.unlink()

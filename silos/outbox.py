@@ -1,7 +1,8 @@
 """Updates that the driver may yet ask for."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -22,6 +23,13 @@ class Outbox:
     def get(self, version: int) -> tuple[Update, Packet] | None:
         with self._lock:
             return self._updates.get(version)
+
+    @contextmanager
+    def reading(self, version: int) -> Iterator[Packet | None]:
+        """The packet, which stays as it is meanwhile."""
+        with self._lock:
+            found = self._updates.get(version)
+            yield None if found is None else found[1]
 
     def put(self, update: Update, packet: Packet) -> None:
         with self._lock:

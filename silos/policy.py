@@ -53,6 +53,16 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
             f"{silo} wants at least {policy.min_cohort} silos in every average (policy.min_cohort); a round of "
             f"this job may close with {job.policy.min_silos}: give rounds.min_updates: {policy.min_cohort}"
         )
+    elif job.least_in_sum < policy.min_cohort:
+        yield (
+            f"{silo} wants at least {policy.min_cohort} silos in every sum (policy.min_cohort); the driver learns "
+            f"those of {job.least_in_sum}: give combine.groups.size: {policy.min_cohort}"
+        )
+    if policy.metrics == "summed" and not (job.sums is not None and job.sums.protects):
+        yield (
+            f"{silo} lets metrics out only within a sum of which nobody sees a term (policy.metrics: summed), and the "
+            f"driver sees those of '{job.combine.name}': use secure_sum"
+        )
     yield from _limits(job, policy, silo)
     if not policy.share_counts:
         yield from _counts(job, config)
@@ -62,15 +72,19 @@ def _limits(job: Job, policy: Policy, silo: str) -> Iterator[str]:
     if policy.max_rounds is not None and job.rounds.total > policy.max_rounds:
         yield f"{silo} allows {policy.max_rounds} rounds (policy.max_rounds); this job has {job.rounds.total}"
     most, rule = policy.evaluations
-    wanted = job.report.num_evaluations(len(job.training))
-    if most is not None and wanted > most:
+    asked = job.report.num_evaluations(len(job.training)) + (job.release is not None)
+    if most is not None and asked > most:
         yield (
-            f"{silo} allows {most} {rule}; this job may have {wanted}: give fewer with report.contribution, "
+            f"{silo} allows {most} {rule}; this job may have {asked}: give fewer with report.contribution, "
             "report.permutations or report.silos"
         )
     if policy.require_combiner and job.combine.name not in policy.require_combiner:
         wanted = _listed(policy.require_combiner)
         yield f"{silo} does not allow the combiner '{job.combine.name}' (require_combiner: {wanted})"
+    second = getattr(job.combine, "second", silo)
+    if policy.allow_second != "all" and second != silo and second not in policy.allow_second:
+        allowed = _listed(policy.allow_second)
+        yield f"{silo} does not allow '{second}' as the second aggregator (allow_second: {allowed})"
     for step in policy.require_privacy:
         if not any(_meets(each, step) for each in job.privacy):
             yield f"{silo} requires the privacy step '{step.name}'{_bound(step)} (require_privacy)"
@@ -79,17 +93,39 @@ def _limits(job: Job, policy: Policy, silo: str) -> Iterator[str]:
 def _counts(job: Job, config: SiloConfig) -> Iterator[str]:
     """What would tell the number of rows."""
     keeps = f"{config.name} keeps its number of rows to itself (policy.share_counts)"
-    if job.combine.weights == "examples":
+    if job.combine.weights == "examples" and not (job.sums is not None and job.sums.protects):
         yield f"{keeps}; use combine.weights: uniform, or numbers that the silos agreed on"
     if config.local.applied(job.local).steps is None and job.strategy.name not in _TELLS_NO_STEPS:
         yield (
             f"{keeps}; what '{job.strategy.name}' reports tells the number of steps: give local.steps, "
             f"or use one of {_listed(_TELLS_NO_STEPS)}"
         )
+    missing = list(_following_rows(job, config))
+    if missing:
+        yield (
+            f"{keeps}; how strong the noise in an update is tells it, where dp_sgd's noise or steps follow from it: "
+            f"give {' and '.join(missing)}"
+        )
+
+
+def _following_rows(job: Job, config: SiloConfig) -> Iterator[str]:
+    """What to give, so that the noise in an update is the same whatever the number of rows."""
+    if job.dp_sgd is None:
+        return
+    if job.dp_sgd.target_epsilon is not None:
+        yield "noise_multiplier in place of target_epsilon"
+    if config.local.applied(job.local).steps is None:
+        yield "local.steps"
+    if job.strategy.alone:
+        yield "no strategy.alone_epochs"
 
 
 def _meets(given: Transform, wanted: RequiredStep) -> bool:
-    if given.name != wanted.name:
+    """A clip whose bound adapts is one: its ``max_norm`` is the largest that the bound gets. Noise that repeats is
+    none."""
+    if getattr(given, "insecure_test_noise_seed", None) is not None:
+        return False
+    if given.name != wanted.name and (given.name, wanted.name) != ("adaptive_clip", "clip"):
         return False
     return wanted.max_norm is None or getattr(given, "max_norm", math.inf) <= wanted.max_norm
 
@@ -104,9 +140,21 @@ def code_allowed(module: str, allow_code: Iterable[str]) -> bool:
 
 
 def released(metrics: MetricSums, policy: Policy) -> dict[str, Sums]:
-    """The sums that the policy lets out; without ``share_counts`` scaled to one row."""
-    out = {name: sums for name, sums in metrics.items() if _named(name, policy)}
+    """The sums that the policy lets out by themselves; without ``share_counts`` scaled to one row."""
+    if policy.metrics in ("summed", "none"):
+        return {}
+    out = named(metrics, policy)
     return out if policy.share_counts else {name: _without_count(sums) for name, sums in out.items()}
+
+
+def in_sums(metrics: MetricSums, policy: Policy) -> dict[str, Sums]:
+    """Those that it lets into a sum of which nobody sees a term. Noised ones have left already."""
+    return named(metrics, policy) if policy.metrics in ("open", "summed") else {}
+
+
+def named(metrics: MetricSums, policy: Policy) -> dict[str, Sums]:
+    """Those whose names the policy lets out."""
+    return {name: sums for name, sums in metrics.items() if _named(name, policy)}
 
 
 def _named(name: str, policy: Policy) -> bool:

@@ -29,10 +29,12 @@ def module_of(
     import torch
 
     from silos.adapters import adapted
+    from silos.normalisation import unmixed
     from silos.tasks.build import model_of
 
     torch.manual_seed(job.seed)
-    module = adapted(model_of(job.task, tuple(model["input_shape"])), job.adapters, job.seed)
+    plain = model_of(job.task, tuple(model["input_shape"]))
+    module = unmixed(adapted(plain, job.adapters, job.seed), job)
     tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
     with torch.no_grad():
         if start is not None:

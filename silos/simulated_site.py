@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from silos.configured_site import ConfiguredSite
+from silos.identity import Identity
 from silos.policy import review
-from silos.site import Assessment, Guard, Order, Trainer
+from silos.site import Assessment, Cancelled, Findings, Guard, Order, Trainer
 from silos.state import SiloState
 
 
@@ -19,7 +21,8 @@ class SimulatedSite(ConfiguredSite):
 
     def __init__(self, path: Path, folder: Path) -> None:
         super().__init__(path)
-        policy = self.config.policy.model_copy(update={"max_rounds": None, "max_evaluations": None})
+        lifted = {"max_rounds": None, "max_evaluations": None, "approval": "none", "freeze": "none"}
+        policy = self.config.policy.model_copy(update=lifted)
         self.config = self.config.model_copy(update={"policy": policy})
         self._scratch = folder
         self._trainer: Trainer | None = None
@@ -30,6 +33,11 @@ class SimulatedSite(ConfiguredSite):
     @cached_property
     def guard(self) -> Guard:  # type: ignore[override]
         return Guard()
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Of no consequence: the silo's own key signs nothing here."""
+        return Identity.alone(self.name)
 
     @property
     def own_folder(self) -> Path:
@@ -43,13 +51,21 @@ class SimulatedSite(ConfiguredSite):
         """Nothing: a simulation is about time, and training once more alone takes real time."""
         return Assessment(models={}, curve=(), accepted=0, num_steps=0, seconds={})
 
+    def attack(self, trainer: Trainer, order: Order) -> Findings:
+        """None: nothing is released."""
+        raise Cancelled("policy", f"{self.name} is simulated and makes no attacks")
+
+    def _planted(self, job: Job, task: Any) -> Any:
+        """No canaries: the same simulation again is to be the same."""
+        return task
+
     def judge(self, run_id: str, version: int, model: Parts) -> MetricSums:
         """What the silo would say of this model; empty before it has joined."""
         if self._trainer is None:
             return {}
-        state = SiloState(self.state_folder(run_id)).after(version)
+        state = SiloState(self.state_folder(run_id), self.key).after(version)
         order = Order(version=version, received=model, state=state, tick=lambda *_: None)
-        return self.release(self._trainer.evaluate(order))
+        return self.release(self.metrics_rule.of_test(self._trainer.evaluate(order)))
 
 
 def judged(sites: Mapping[str, SimulatedSite], run_id: str, version: int, model: Parts) -> list[MetricSums]:

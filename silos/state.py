@@ -9,13 +9,13 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 from safetensors import SafetensorError
 
+from orchestrator.at_rest import Key, NotOpened
 from orchestrator.core.errors import BadInput
 from orchestrator.core.vector import Vector
 from silos.audit import write_private
-from silos.tensor_file import write_tensors
+from silos.tensor_file import read_tensors, write_tensors
 
 KEEP = 3
 """Versions kept of those that count: a driver that resumes goes back by at most two."""
@@ -24,8 +24,9 @@ KEEP = 3
 class SiloState:
     """Of one run at one silo: named vectors, one file per version in which they changed; and the epoch."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, key: Key | None = None) -> None:
+        """``key`` encrypts the vectors."""
+        self.folder, self._key = folder, key
 
     @property
     def epoch(self) -> int | None:
@@ -42,11 +43,12 @@ class SiloState:
         write_private(self._epoch_path, f"{epoch}\n")
 
     def after(self, version: int) -> dict[str, Vector]:
-        """State that training this version left behind; of an older one where that changed nothing."""
+        """State that training this version left behind; of an older one where that changed nothing. Raises `BadInput`
+        for the wrong key."""
         for older in reversed([v for v in self._versions() if v <= version]):
             try:
-                return dict(safetensors.numpy.load_file(self._path(older)))
-            except (OSError, SafetensorError):
+                return dict(read_tensors(self._path(older), self._key)[0])
+            except (OSError, SafetensorError, NotOpened):
                 continue
         return {}
 
@@ -55,7 +57,7 @@ class SiloState:
         or after it, is work that never counted."""
         if not vectors:
             return
-        write_tensors(self._path(version), vectors)
+        write_tensors(self._path(version), vectors, key=self._key)
         stay = {version, *[v for v in self._versions() if v <= counted][-KEEP:]}
         for old in set(self._versions()) - stay:
             self._path(old).unlink(missing_ok=True)

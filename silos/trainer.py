@@ -1,7 +1,7 @@
 """A silo's trainer in torch: loads what it received, measures, trains, reports."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
@@ -16,6 +16,7 @@ from orchestrator.core.metrics import MetricSums, pooled
 from orchestrator.core.protocols import LocalRun, Phase
 from orchestrator.core.random import seed_of
 from orchestrator.core.vector import Parts, Vector
+from orchestrator.dp_sgd_legality import unfit
 from orchestrator.job import Job
 from orchestrator.local import Local
 from silos.adapters import adapted
@@ -24,9 +25,14 @@ from silos.flat_model import FlatModel, layers, private_buffers
 from silos.local_training import LocalTraining
 from silos.mid_round import EVERY_MINUTE, Rhythm
 from silos.network import Network
+from silos.normalisation import unmixed
 from silos.optimizer import make_optimizer
+from silos.private_plan import PrivatePlan
+from silos.private_steps import PrivateSteps
 from silos.site import Order, Tick, Trained
+from silos.spending import Charge, Spend
 from silos.state import Kept
+from silos.steps import ShuffledSteps, Steps, length
 from silos.symmetries import symmetries_of
 from silos.tasks.task import At, Batch, Task
 from silos.tensors import DeviceKept, device_of, on_device, to_numpy
@@ -56,9 +62,9 @@ class TorchTrainer:
         torch.set_num_threads(job.local.threads)
         with _GENERATOR:
             torch.manual_seed(job.seed)
-            module = adapted(task.model(), job.adapters, job.seed)
+            module = unmixed(adapted(task.model(), job.adapters, job.seed), job)
             torch.manual_seed(seed_of(job.seed, "alone", silo))
-            self._own_start = task.model().state_dict() if job.strategy.alone else {}
+            self._own_start = unmixed(task.model(), job).state_dict() if job.strategy.alone else {}
         if job.strategy.contrasts:
             last_linear(module)
         if job.local.channels_last:
@@ -69,6 +75,9 @@ class TorchTrainer:
             unfreeze=job.unfreeze,
         )
         self.network = Network(self.flat, self.local, self.torch_device)
+        self.private = self._private_steps()
+        """Where the job wants differential privacy of its records."""
+        self._plan = self._private_plan()
         self._symmetries = symmetries_of(self.flat) if job.strategy.permutes else ()
         self.loaded = ""
         self._begin()
@@ -133,6 +142,18 @@ class TorchTrainer:
         self.load(order)
         return self.measure_test(order.tick)
 
+    def settle(self, had: Sequence[Charge], run_id: str, order: Order | None = None) -> None:
+        if self._plan is not None and order is None:
+            self._plan.settle(had, run_id)
+        elif self._plan is not None and order is not None:
+            self._plan.settle(had, run_id, order.version, order.num_steps)
+
+    def most(self, version: int) -> Spend | None:
+        return None if self._plan is None else self._plan.most(version)
+
+    def spends(self, order: Order) -> Spend | None:
+        return None if self._plan is None else self._plan.spends(order.version, order.num_steps)
+
     def train(self, order: Order) -> Trained:
         began = perf_counter()
         received = self.load(order)
@@ -141,12 +162,14 @@ class TorchTrainer:
         evaluated = perf_counter()
         run = self.local_run(order, received)
         self.job.strategy.begin(run)
-        alone = self._alone(order)
-        if alone:
+        if self.job.strategy.alone and order.version == 0:
             self._start_alone()
-        at = At(self.job.seed, self.silo, order.version, 0)
-        training = LocalTraining(self.network, self.task, self.job.strategy, run, at, order, self.rhythm)
-        training.fit(Phase(epochs=alone) if alone else self.length(order))
+        seed = seed_of(self.job.seed, "draw", order.draw) if order.draw else self.job.seed
+        at = At(seed, self.silo, order.version, 0)
+        training = LocalTraining(
+            *(self.network, self.task, self.job.strategy, run, at, order, self.rhythm), steps=self.private
+        )
+        training.fit(self.length(order))
         trained = perf_counter()
         self.keep_private(order.state)
         report = self.job.strategy.report(run)
@@ -158,7 +181,7 @@ class TorchTrainer:
             num_examples=self.num_examples["train"],
             num_steps=run.num_steps,
             metrics=metrics,
-            train_metrics={"loss": training.losses},
+            train_metrics={} if self.private else {"loss": training.losses},
             seconds={
                 "load": loaded - began,
                 "evaluate": evaluated - loaded,
@@ -175,8 +198,23 @@ class TorchTrainer:
     @property
     def steps_per_training(self) -> int:
         """Local steps, as the job, or the silo's own document, says."""
-        per_epoch = -(-self.num_examples["train"] // self.local.batch_size)
-        return self.local.steps or per_epoch * self.local.num_epochs
+        return self.local.steps or self._steps.steps_per_epoch * self.local.num_epochs
+
+    @property
+    def _steps(self) -> Steps:
+        return self.private or ShuffledSteps(self.network, self.task)
+
+    def _private_steps(self) -> PrivateSteps | None:
+        spec = self.job.dp_sgd
+        if spec is None:
+            return None
+        for reason in unfit(self.local):
+            raise BadJob(f"{reason} (of the job, or of silo.yaml)")
+        return PrivateSteps(self.network, self.task, spec)
+
+    def _private_plan(self) -> PrivatePlan | None:
+        spec = self.job.dp_sgd
+        return PrivatePlan(self.job, spec, self.local, self.private) if spec and self.private else None
 
     def local_run(self, order: Order, received: Mapping[str, Tensor]) -> LocalRun:
         """A training from the received parts, as the strategy sees it."""
@@ -197,20 +235,13 @@ class TorchTrainer:
             symmetries=self._symmetries,
         )
 
-    def _alone(self, order: Order) -> int | None:
-        return self.job.strategy.alone if order.version == 0 else None
-
     def _start_alone(self) -> None:
         """The model of this silo's own seed, in place of the received one."""
         self.flat.module.load_state_dict(self._own_start)
 
     def length(self, order: Order) -> Phase:
         """As the driver asks, or else as the job or the silo's own document says."""
-        if order.num_steps is not None:
-            return Phase(steps=order.num_steps)
-        if self.local.steps is not None:
-            return Phase(steps=self.local.steps)
-        return Phase(epochs=self.local.num_epochs)
+        return length(self.job.strategy, self.local, order.version, order.num_steps)
 
     def measure_test(self, tick: Tick) -> MetricSums:
         """Of the model in place, on the test split."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator import starting
+from orchestrator.at_rest import store_key
 from orchestrator.checkpoints import Checkpoints, Unusable
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import (
@@ -202,7 +203,7 @@ def _version(spec: RunWeights, events: Sequence[Event], run_dir: Path) -> int:
 
 
 def _state(run_dir: Path, version: int) -> Mapping[str, NDArray[np.float32]]:
-    checkpoints = Checkpoints(run_dir / "checkpoints", OsFileSystem())
+    checkpoints = Checkpoints(run_dir / "checkpoints", OsFileSystem(), store_key())
     try:
         return checkpoints.load(version, {})[0]
     except Unusable as error:

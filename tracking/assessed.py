@@ -3,7 +3,7 @@
 They stand at the version that was assessed; those of the adaptation curve at the number of local steps.
 """
 
-from orchestrator.core.events import ContributionsFound, RunAssessed, SiloAssessed, Spread
+from orchestrator.core.events import ContributionsFound, RunAssessed, SiloAssessed, SiloAttacked, Spread
 from tracking.points import RUN, Posts, Rows, points
 
 
@@ -39,6 +39,22 @@ def judged(event: RunAssessed) -> Posts:
     rows = Rows(points=points({**values, **apart}, event, event.version))
     rows.tags = {"siloray.do_no_harm": verdict_of(event)}
     return {RUN: rows}
+
+
+def attacked(event: SiloAttacked) -> Posts:
+    """How far attacks got at a silo, and its vote, in its own run."""
+    scores = {f"release/{name}": value for name, value in event.scores.items()}
+    return {event.silo: Rows(points=points(scores, event, event.version), tags={"siloray.vote": said(event)})}
+
+
+def said(event: SiloAttacked) -> str:
+    """The vote and what it rests on, in words."""
+    shown = ", ".join(
+        f"{name} {value:.4g}" for name, value in event.scores.items() if not name.endswith("_low")
+    )
+    return "; ".join(
+        part for part in (event.vote if event.vote != "none" else "no vote", shown, event.why) if part
+    )
 
 
 def worths(event: ContributionsFound) -> Posts:

@@ -133,6 +133,8 @@ class Follower:
             return
         if isinstance(event, RoundClosed):
             publish.keep(self.run_dir, self.mapper, self.cursor, event)
+        if (head := self._tail.heads.pop(event.seq, "")) and RUN in posts:
+            posts[RUN].tags["siloray.head"] = head
         for run, rows in posts.items():
             self._posts.setdefault(run, Rows()).add(rows)
         self._last = event

@@ -16,7 +16,7 @@ from orchestrator.core.events import (
     SiloJoined,
     VersionEvaluated,
 )
-from orchestrator.journal import read_journal
+from orchestrator.journal import read_lines
 
 JOURNAL = "journal.jsonl"
 _TYPES = {kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])}
@@ -33,6 +33,8 @@ class Tail:
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / JOURNAL
         self._offset = 0
+        self.heads: dict[int, str] = {}
+        """Of lines that end a round, or the run: the SHA-256 up to there, by the event's number."""
 
     def read(self) -> list[Event]:
         """Events since the last call; none without a look into the file where its size did not change.
@@ -41,8 +43,10 @@ class Tail:
         """
         if self._size() == self._offset:
             return []
-        lines, self._offset = read_journal(self._path, self._offset)
-        return parse(lines)
+        lines, self._offset = read_lines(self._path, self._offset)
+        ends = (line for line in lines if line.event["type"] in {"round_closed", "run_closed"})
+        self.heads |= {line.seq: line.digest for line in ends}
+        return parse(line.event for line in lines)
 
     def _size(self) -> int:
         try:

@@ -14,17 +14,20 @@ from orchestrator.core.events import (
     Figures,
     ModeChosen,
     ModelReady,
+    ReleaseVoted,
     RoundClosed,
     RunAssessed,
     RunClosed,
     RunOpened,
     SiloAssessed,
+    SiloAttacked,
     SiloJoined,
     UpdateRefused,
     VersionEvaluated,
     Waiting,
 )
-from tracking.assessed import found, judged, worths
+from orchestrator.voting import told
+from tracking.assessed import attacked, found, judged, worths
 from tracking.points import RUN, Posts, Rows, extend, made, milliseconds, params_of, points, spread
 
 MAX_TAG = 8000
@@ -62,6 +65,9 @@ class Mapper:
         self._contributions: Counter[str] = Counter()
         self._waiting = False
         self.verdict: RunAssessed | None = None
+        self.release: ReleaseVoted | None = None
+        self.votes: dict[str, SiloAttacked] = {}
+        """The last that each silo said of its attacks."""
         self._assessed: set[tuple[str, str]] = set()
         self._alarms: list[str] = []
 
@@ -104,6 +110,12 @@ class Mapper:
             case RunAssessed():
                 known, self.verdict = self.verdict, event
                 return {} if known is not None and _same(known, event) else judged(event)
+            case SiloAttacked():
+                self.votes[event.silo] = event
+                return attacked(event)
+            case ReleaseVoted():
+                self.release = event
+                return {RUN: Rows(tags={"siloray.release": told(event.model_dump())[:MAX_TAG]})}
             case ContributionsFound():
                 return worths(event)
             case DriftAlarm():
@@ -123,6 +135,8 @@ class Mapper:
         self._joined.add(event.silo)
         rows = Rows(tags=_silo_tags(event), status="RUNNING", time_ms=milliseconds(event))
         rows.params = {f"num_examples.{split}": str(count) for split, count in event.num_examples.items()}
+        rows.params |= {f"privacy.planned.{name}": f"{value:g}" for name, value in event.planned.items()}
+        rows.params |= {f"quarantined.{split}": str(count) for split, count in event.quarantined.items()}
         return {RUN: Rows(tags={f"siloray.fingerprint.{event.silo}": event.fingerprint}), event.silo: rows}
 
     def _close_round(self, event: RoundClosed) -> Posts:

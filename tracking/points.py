@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.core.events import Contributor, Event, RoundClosed
+from orchestrator.core.events import Contributor, Event, RoundClosed, Sealed
 from orchestrator.core.metrics import larger_is_better
 
 RUN = ""
@@ -105,6 +105,9 @@ def made(event: RoundClosed) -> Posts:
         **{f"seconds/{phase}": seconds for phase, seconds in _slowest(made_by).items()},
         **{f"seconds/{phase}": seconds for phase, seconds in event.seconds.items()},
         **{f"train_{name}": value for name, value in _pooled(made_by).items()},
+        **{f"settings/{name}": value for name, value in event.settings.items()},
+        **_of_sum(event.sealed),
+        **_most_spent(made_by),
     }
     posts = {RUN: Rows(points=points(values, event, event.version))}
     return posts | {
@@ -116,12 +119,26 @@ def _contribution(each: Contributor) -> dict[str, float]:
     return {
         "round/weight": each.weight,
         "round/staleness": each.staleness,
-        "round/update_norm": each.norm,
+        **({} if each.norm is None else {"round/update_norm": each.norm}),
         "round/steps": each.num_steps,
         "bytes/up": each.bytes_up,
         **{f"seconds/{phase}": seconds for phase, seconds in each.seconds.items()},
         **{f"train_{name}": value for name, value in each.train.items()},
+        **{f"privacy/{name}": value for name, value in each.privacy.items()},
     }
+
+
+def _of_sum(sealed: Sealed | None) -> dict[str, float]:
+    return {} if sealed is None else {"sum/left_out": len(sealed.left_out), "sum/cut": sealed.cut}
+
+
+def _most_spent(contributors: Iterable[Contributor]) -> dict[str, float]:
+    """Epsilon of the silo that has spent most: those of disjoint groups of persons do not add up."""
+    spent = {
+        name: [each.privacy[name] for each in contributors if name in each.privacy]
+        for name in ("epsilon", "epsilon_rdp", "silo_epsilon", "silo_epsilon_rdp")
+    }
+    return {f"privacy/{name}_most": max(values) for name, values in spent.items() if values}
 
 
 def _slowest(contributors: Iterable[Contributor]) -> dict[str, float]:

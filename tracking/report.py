@@ -13,6 +13,7 @@ import yaml
 
 from orchestrator.core.events import Event
 from orchestrator.core.metrics import larger_is_better
+from orchestrator.core.spent import spent
 from orchestrator.journal import read_journal
 from orchestrator.summary import summarise
 from tracking.history import JOURNAL, history_of, parse
@@ -71,6 +72,7 @@ def note(summary: Mapping[str, Any]) -> str:
     report = summary.get("report")
     if report and report["silos"]:
         tables.insert(1, assessed(summary))
+    tables += private(summary)
     text = [_status(summary), *(_markdown(table) for table in tables), "Full report: artifact `report.html`."]
     return "\n\n".join(text)[:MAX_NOTE]
 
@@ -86,6 +88,7 @@ def page(summary: Mapping[str, Any], pictures: Mapping[str, bytes], job: str) ->
         *_of_silos(summary),
         "<h2>Who contributed</h2>",
         _html(contributed(summary)),
+        *(f"<h2>Privacy spent</h2>{_html(table)}" for table in private(summary)),
         *_refusals(summary),
         "<h2>Identity</h2>",
         _html([["", ""], *([name, f"`{value}`"] for name, value in _identity(summary).items())]),
@@ -122,6 +125,26 @@ def contributed(summary: Mapping[str, Any]) -> Table:
         refused, lost = (sum(each["silo"] == silo for each in summary[what]) for what in ("refused", "lost"))
         rows.append([silo, str(len(weights)), mean, str(refused), str(lost)])
     return rows
+
+
+def private(summary: Mapping[str, Any]) -> list[Table]:
+    """What the run has cost each silo, and what the whole job was to cost; no table where nothing is accounted for."""
+    silos = {
+        name: (spent(each["privacy"]), spent(each["planned"])) for name, each in summary["silos"].items()
+    }
+    if not any(any(each) for each in silos.values()):
+        return []
+    rows = [[name, *each, _METRICS[summary["silos"][name]["metrics"]]] for name, each in silos.items()]
+    return [[["silo", "privacy spent", "planned", "metrics on its rows"], *rows]]
+
+
+_METRICS = {
+    "open": "outside the guarantee",
+    "summed": "in sealed sums only",
+    "noised": "noised, in the budget",
+    "none": "none",
+}
+"""How they left."""
 
 
 def assessed(summary: Mapping[str, Any]) -> Table:

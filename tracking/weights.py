@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.at_rest import store_key
 from orchestrator.checkpoints import MANIFEST, STATE, Checkpoints, Unusable, checkpoint_name
 from orchestrator.disk import OsFileSystem
+from silos.weights import parameters_digest
 
 State = Mapping[str, NDArray[np.float32]]
 FOLDER = "tracking"
@@ -34,9 +36,17 @@ def keep(run_dir: Path, version: int) -> None:
 def load(run_dir: Path, version: int) -> State:
     """The verified vectors of a version: ``params``, ``buffers`` and the strategy's own. Raises Unusable."""
     try:
-        return Checkpoints(run_dir / "checkpoints", OsFileSystem()).load(version, {})[0]
+        return Checkpoints(run_dir / "checkpoints", OsFileSystem(), store_key()).load(version, {})[0]
     except Unusable:
-        return Checkpoints(run_dir / FOLDER, OsFileSystem()).load(version, {})[0]
+        return Checkpoints(run_dir / FOLDER, OsFileSystem(), store_key()).load(version, {})[0]
+
+
+def digest_of(run_dir: Path, version: int) -> str | None:
+    """SHA-256 of a version's parameters; None where they are no longer there."""
+    try:
+        return parameters_digest(load(run_dir, version))
+    except Unusable:
+        return None
 
 
 def release(run_dir: Path, version: int) -> None:

@@ -29,8 +29,9 @@ class Mean(BaseModel, frozen=True, extra="forbid"):
             return float(self.weights[silo])
         return float(num_examples) if self.weights == "examples" else 1.0
 
-    def sensitivity(self, clip: float, num_updates: int) -> float | None:
-        return 2 * clip / num_updates if self.weights == "uniform" else None
+    def sensitivity(self, clip: float, shares: Sequence[float]) -> float | None:
+        """Numbers of rows are a silo's own, and would have to be hidden as well."""
+        return None if self.weights == "examples" else clip * max(shares)
 
     def merge(self, rows: Sequence[Vector], shares: Sequence[float], out: Vector) -> None:
         np.multiply(rows[0], np.float32(shares[0]), out=out)

@@ -84,7 +84,11 @@ def _serve(
 
     find_code_of(silo)
     serving = Agent(
-        name, uri, credentials, _workplace(silo, name, address), lambda text: say(f"{name}: {text}")
+        name,
+        uri,
+        credentials,
+        _workplace(silo, name, credentials.folder, address),
+        lambda text: say(f"{name}: {text}"),
     )
     _attend(serving, once)
     sys.stdout.flush()
@@ -111,7 +115,7 @@ def _attend(serving: "Agent", once: bool) -> None:
         raise failed[0]
 
 
-def _workplace(silo: Path, name: str, address: str | None) -> "Workplace":
+def _workplace(silo: Path, name: str, credentials: Path, address: str | None) -> "Workplace":
     if address is not None:
         from silos.actor_workplace import OnRay
 
@@ -120,4 +124,4 @@ def _workplace(silo: Path, name: str, address: str | None) -> "Workplace":
     from silos.silo import Silo
     from silos.workplace import InProcess
 
-    return InProcess(lambda: Silo(ConfiguredSite(silo, foreign_driver=True)))
+    return InProcess(lambda: Silo(ConfiguredSite(silo, True, credentials)))

@@ -1,6 +1,5 @@
 """``siloray approve``: somebody at the silo reads what a job asks for, and lets it run."""
 
-import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +27,7 @@ def approve(
     list_: Annotated[bool, typer.Option("--list", help="Say which jobs are approved.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """At a silo: show what a job asks for, and approve exactly this job with the code that is here."""
+    """At a silo: show what a job asks for, and approve exactly this job with the code and the data that are here."""
     from orchestrator.core.errors import BadInput
     from silos.approvals import Approvals, find_code_of
     from silos.configured_site import NODE_FILE, ConfiguredSite
@@ -51,6 +50,7 @@ def approve(
 
 def _approve(job: "Job", approvals: "Approvals", site: "ConfiguredSite", yes: bool) -> None:
     from orchestrator.cli.asks import asks
+    from orchestrator.cli.frozen import described, whoami
     from orchestrator.core.errors import BadInput
     from silos.approvals import code_digests
     from silos.policy import review
@@ -61,20 +61,25 @@ def _approve(job: "Job", approvals: "Approvals", site: "ConfiguredSite", yes: bo
     refusal = review(job, site.config)
     if refusal is not None:
         raise BadInput(f"not approved, since the policy refuses it: {refusal}")
+    before = approvals.all().get(job.digest)
+    data = {dataset: site.manifest(dataset) for dataset in dict.fromkeys(job.datasets)}
+    for name, manifest in data.items():
+        typer.echo(
+            f"data        {described(site, name, manifest, before.data.get(name) if before else None)}"
+        )
     if not yes:
         _ask(site.name)
-    when, who = datetime.now(UTC).isoformat(timespec="seconds"), _who()
-    site.guard.audit.write("approved", job=job.name, job_digest=job.digest, who=who, code=code)
-    approvals.add(job, who, when, code)
+    site.approve(job, whoami(), datetime.now(UTC).isoformat(timespec="seconds"), code, data)
     typer.echo(f"approved for {site.name}: {job.name}, digest {job.digest[:12]}")
 
 
 def _revoke(job: "Job", approvals: "Approvals", site: "ConfiguredSite") -> None:
+    from orchestrator.cli.frozen import whoami
     from orchestrator.core.errors import BadInput
 
     if not approvals.remove(job):
         raise BadInput(f"{site.name} has not approved this job (digest {job.digest[:12]})")
-    site.guard.audit.write("approval revoked", job=job.name, job_digest=job.digest, who=_who())
+    site.guard.audit.write("approval revoked", job=job.name, job_digest=job.digest, who=whoami())
     typer.echo(f"no longer approved for {site.name}: {job.name}, digest {job.digest[:12]}")
 
 
@@ -91,12 +96,3 @@ def _ask(silo: str) -> None:
         raise BadInput("nobody to ask on this terminal; '--yes' approves without")
     if not typer.confirm(f"Let {silo} take part in this job?"):
         raise typer.Exit(1)
-
-
-def _who() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

@@ -99,7 +99,7 @@ def issue(
 
 def _member(name: str | None, driver: bool) -> str:
     from orchestrator.core.errors import BadInput
-    from orchestrator.transport.roster import DRIVER_NAME, check_name
+    from orchestrator.roster import DRIVER_NAME, check_name
 
     if (name is None) != driver:
         raise BadInput("give a silo's NAME, or --driver")
@@ -110,7 +110,7 @@ def _member(name: str | None, driver: bool) -> str:
 
 
 def _say_issued(name: str, ca: Path, made: Path, keys: bool) -> None:
-    from orchestrator.transport.roster import ROSTER, Roster, encoded
+    from orchestrator.roster import ROSTER, Roster, encoded
 
     roster = Roster.load(ca / ROSTER)
     member = roster.silos.get(name, roster.driver)
@@ -128,8 +128,8 @@ def request(
     force: Force = False,
 ) -> None:
     """Make the keys of a silo, or of the driver, here, and a request for a certificate. Only the request leaves."""
+    from orchestrator.roster import encoded
     from orchestrator.transport.request import Request, make_request
-    from orchestrator.transport.roster import encoded
 
     path = make_request(_member(name, driver), out, force)
     typer.echo(f"{path}: send this file to the CA, and put its answer into {out}")
@@ -139,8 +139,8 @@ def request(
 @app.command("revoke")
 def revoke(name: Name, ca: CaDir) -> None:
     """Take a silo out of the roster: its keys count no longer."""
+    from orchestrator.roster import ROSTER
     from orchestrator.transport.authority import Authority
-    from orchestrator.transport.roster import ROSTER
 
     Authority(ca).revoke(name)
     typer.echo(f"{name}: revoked; give driver and silos their copy of {ca / ROSTER}")

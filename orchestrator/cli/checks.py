@@ -13,6 +13,7 @@ from typing import Literal
 
 from orchestrator.bucket import Bucket, shown
 from orchestrator.cli.run_dirs import Folder
+from orchestrator.cli.volumes import in_the_clear
 from orchestrator.cli.words import one_line, size
 from orchestrator.core.errors import BadInput
 
@@ -26,6 +27,11 @@ RAY_TESTED = "2.60"
 TRUST = (
     "one Ray cluster is one trust domain: whoever may use it can run anything on each of its nodes, also "
     "at a silo; organisations that do not trust each other that far need a cluster each"
+)
+
+SPILLED = "Ray writes models and updates that do not fit in memory there, in the clear"
+SPILL_REMEDY = (
+    "ray start --object-spilling-directory on an encrypted volume, or more memory (--object-store-memory)"
 )
 
 
@@ -50,7 +56,22 @@ def this_machine(on_cluster: bool) -> Iterator[Check]:
     yield authentication(os.environ, on_cluster)
     yield dashboard(list(listeners(DASHBOARD_PORT)))
     yield gpu()
+    if not on_cluster:
+        yield spilling(spill_folder(os.environ))
     yield Check("note", "trust", TRUST)
+
+
+def spill_folder(environ: Mapping[str, str]) -> Path:
+    """As a Ray that starts here takes it from the environment."""
+    return Path(environ.get("RAY_object_spilling_directory") or f"{environ.get('RAY_TMPDIR') or '/tmp'}/ray")
+
+
+def spilling(folder: Path) -> Check:
+    """Where a Ray that starts here puts objects that do not fit in memory."""
+    if in_the_clear(folder):
+        remedy = "RAY_object_spilling_directory on an encrypted volume, or enough memory"
+        return Check("warn", "spilled objects", f"{folder}: {SPILLED}", remedy)
+    return Check("pass", "spilled objects", f"{folder} is memory, or an encrypted volume")
 
 
 def runs_here(folder: Folder, tracking_uri: str) -> Iterator[Check]:

@@ -27,6 +27,7 @@ from orchestrator.core.events import (
     Waiting,
 )
 from orchestrator.core.printable import printable
+from orchestrator.core.spent import spent, spent_by
 
 MAX_SILOS = 24
 """Silos that the picture lists; of the others it gives the number."""
@@ -119,7 +120,13 @@ def sentence(event: Event, view: View) -> str:
             silos = len(event.job.get("silos", []))
             return f"run {event.run_id}: {event.name}, {silos} silos, {view.total} rounds{resumed}"
         case SiloJoined():
-            return f"{event.silo} joined: {_rows(event.num_examples)}, {event.device}, on {event.node}"
+            cost = f"; the whole job costs {spent(event.planned)}" if spent(event.planned) else ""
+            if cost and event.metrics == "open":
+                cost += ", and metrics are outside that guarantee (policy.metrics in its silo.yaml)"
+            if event.metrics == "summed":
+                cost += "; metrics leave in a sealed sum where three silos have this rule, or not at all"
+            rows = _rows(event.num_examples) + _left_out(event)
+            return f"{event.silo} joined: {rows}, {event.device}, on {event.node}{cost}"
         case ModelReady(started_from=StartedFrom() as began):
             left = f"; as the seed gives them: {words.some(began.left)}" if began.left else ""
             return f"starts from {_source(began.source)}: {len(began.loaded)} tensors loaded{left}"
@@ -158,11 +165,18 @@ def _rows(num_examples: Mapping[str, int]) -> str:
     return f"{rows} rows" if rows else "number of rows kept private"
 
 
+def _left_out(event: SiloJoined) -> str:
+    count = sum(event.quarantined.values())
+    return f" ({count} more quarantined)" if count else ""
+
+
 def _round(event: RoundClosed, view: View) -> str:
     took = words.duration(event.seconds.get("round", 0.0))
     figures = "  ".join(f"{name} {words.figure(value)}" for name, value in _latest(view))
     known = f"; version {event.version - 1}: {figures}" if figures else ""
-    return f"round {event.version}/{view.total}: {len(event.contributors)} updates in {took}{known}"
+    cost = spent_by((each.silo, each.privacy) for each in event.contributors)
+    told = f"; privacy spent: {cost}" if cost else ""
+    return f"round {event.version}/{view.total}: {len(event.contributors)} updates in {took}{known}{told}"
 
 
 def _latest(view: View) -> list[tuple[str, float]]:
@@ -209,10 +223,14 @@ def _table(view: View) -> Any:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("silo")
     table.add_column("train rows", justify="right")
+    private = any(silo.spent for silo in view.silos.values())
+    if private:
+        table.add_column("privacy spent")
     table.add_column("now", overflow="ellipsis", no_wrap=True)
     for name, silo in shown(view):
         rows = str(silo.num_examples.get("train", ""))
-        table.add_row(name, rows, Text(words.one_line(silo.says), style=_COLOURS[silo.state]))
+        cost = [silo.spent] if private else []
+        table.add_row(name, rows, *cost, Text(words.one_line(silo.says), style=_COLOURS[silo.state]))
     return table
 
 

@@ -14,8 +14,10 @@ from typer.core import TyperGroup
 from orchestrator.cli import (
     agent,
     approve,
+    card,
     certs,
     doctor,
+    ledger,
     list_runs,
     model,
     partition,
@@ -24,12 +26,14 @@ from orchestrator.cli import (
     schema,
     serve,
     show,
+    silo,
     silos,
     simulate,
     stop,
     submit,
     ui,
     validate,
+    verify,
     watch,
 )
 from orchestrator.cli.failures import close_quietly, exit_code, say, sentence, unexpected
@@ -85,13 +89,17 @@ app.command("stop")(stop.stop)
 app.command("resume")(resume.resume)
 app.command("list")(list_runs.list_runs)
 app.command("show")(show.show)
+app.command("verify")(verify.verify)
 app.command("ui")(ui.ui)
 app.command("partition")(partition.partition)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)
 app.command("approve")(approve.approve)
 app.command("model")(model.model)
+app.command("card")(card.card)
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(certs.app, name="certs")
+app.add_typer(silo.app, name="silo")
 
 
 def main() -> None:

@@ -36,23 +36,22 @@ def model(
     if run is None:
         _show(models.cards(), as_json)
         return
-    path, card = models.find(run)
+    _, card = models.find(run)
     if out is not None:
-        _export(site, run, path, card, out)
+        _export(site, run, card, out)
     _show({run: card}, as_json)
 
 
-def _export(site: "ConfiguredSite", run: str, path: Path, card: Mapping[str, Any], out: Path) -> None:
-    """A copy outside the silo's own folder, once that is on record."""
-    import shutil
-
+def _export(site: "ConfiguredSite", run: str, card: Mapping[str, Any], out: Path) -> None:
+    """A copy in the clear outside the silo's own folder, once that is on record."""
     from orchestrator.core.errors import BadInput
 
     if out.exists():
         raise BadInput(f"{out}: there is such a file already")
+    model = site.models.plain(run)
     site.guard.audit.write("model exported", run=run, sha256=card["sha256"], file=str(out.absolute()))
     try:
-        shutil.copyfile(path, out)
+        out.write_bytes(model)
     except OSError as error:
         raise BadInput(f"{out}: {error.strerror}") from None
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.checks import GB, Check, Level
+from orchestrator.cli.checks import GB, SPILL_REMEDY, SPILLED, Check, Level
 from orchestrator.cli.words import size, some
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def all_nodes(reports: Sequence["Report"], late: Level = "fail") -> Iterator[Che
     known = {called(each.node): each.facts for each in reports if each.facts is not None}
     yield from versions({name: facts.versions for name, facts in known.items()})
     yield from security([each for each in reports if each.facts is not None])
+    yield from spills({name: facts.spills_to for name, facts in known.items() if facts.spills_to})
 
 
 def called(node: "Node") -> str:
@@ -144,6 +145,13 @@ def security(reports: Sequence["Report"]) -> Iterator[Check]:
     if asked:
         yield _authentication(sorted({address for address, facts in asked if not facts.token}), network)
         yield _encryption(all(facts.tls for _, facts in asked), network)
+
+
+def spills(places: Mapping[str, str]) -> Iterator[Check]:
+    """By node, the folder in which models and updates may come to lie in the clear."""
+    if places:
+        found = f"{', '.join(sorted(set(places.values())))} on {some(sorted(places))}: {SPILLED}"
+        yield Check("warn", "spilled objects", found, SPILL_REMEDY)
 
 
 def _authentication(without: Sequence[str], network: bool) -> Check:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cli.volumes import in_the_clear
 from orchestrator.cli.words import one_line
 from orchestrator.core.errors import BadInput
 from orchestrator.job import Job
@@ -43,6 +44,8 @@ class Facts:
     """Why the policy would not take the job. Empty in a quick look."""
     device: str = ""
     """Where the silo's document has it train."""
+    spills_to: str = ""
+    """Where Ray writes objects that do not fit in memory, if it lies there in the clear."""
     gpus: int | None = None
     """As torch sees them; None in a quick look, which does not import it."""
 
@@ -66,6 +69,7 @@ def facts(label: str | None, deep: bool, job: str | None) -> Facts:
         unwritable=_unwritable(site.own_folder) if site is not None else "",
         refuses=_refusal(site, asked) if site is not None and asked is not None else "",
         device=site.config.local.device if site is not None else "",
+        spills_to=_spilled() if in_the_clear(Path(_spilled())) else "",
         gpus=_gpus() if deep else None,
     )
 

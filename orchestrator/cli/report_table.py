@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.cli import words
 from orchestrator.cli.tables import print_table
+from orchestrator.voting import told
 
 NAMES = {"global": "federated", "fine_tuned": "fine-tuned", "alone": "alone", "personal": "personal"}
 """Models in the order of the columns."""
@@ -14,15 +15,30 @@ def print_report(summary: Mapping[str, Any]) -> list[str]:
     """The table, where anything was assessed; the lines to stand below it."""
     report = summary.get("report")
     if not report or not report["silos"]:
-        return drift_lines(summary)
+        return [*release_lines(summary), *drift_lines(summary)]
     metric, version = report["metric"], report["version"]
-    models = [name for name in NAMES if any(name in each["models"] for each in report["silos"].values())]
+    models = [
+        name
+        for name in NAMES
+        if any(
+            metric in each["models"].get(name, {"metrics": {}})["metrics"]
+            for each in report["silos"].values()
+        )
+    ]
+    if not models:  # silos that keep their figures in
+        return [*_held_out(report), *_worth(report), *release_lines(summary), *drift_lines(summary)]
     head = [f"{metric} of version {version}", *(NAMES[name] for name in models), "federated - alone", ""]
     rows = [_row(silo, each, models, report) for silo, each in report["silos"].items()]
     for what in ("mean", "worst", "std", "p10", "jain"):
         rows.append([what, *(_spread(report["spreads"].get(name), what) for name in models), "", ""])
     print_table(head, rows, title="each silo's own test rows, with 95 % intervals")
-    return [*verdict_lines(report), *_held_out(report), *_worth(report), *drift_lines(summary)]
+    return [
+        *verdict_lines(report),
+        *_held_out(report),
+        *_worth(report),
+        *release_lines(summary),
+        *drift_lines(summary),
+    ]
 
 
 def _row(silo: str, each: Mapping[str, Any], models: Sequence[str], report: Mapping[str, Any]) -> list[str]:
@@ -97,6 +113,24 @@ def _worth(report: Mapping[str, Any]) -> list[str]:
 
 def _error(each: Mapping[str, Any]) -> str:
     return f" (±{each['error']:.2g})" if each["error"] else ""
+
+
+def release_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The silos' vote, where there was one, and what each says of its attacks."""
+    release = summary.get("release")
+    if not release:
+        return []
+    votes = [f"release  {silo}: {_vote(each)}" for silo, each in release["silos"].items()]
+    missing = [f"release  {silo}: no vote: {words.one_line(why)}" for silo, why in release["missing"].items()]
+    silent = [line for line in missing if line.split(":")[0] not in {each.split(":")[0] for each in votes}]
+    return [f"release  version {release['version']} {told(release)}", *votes, *silent]
+
+
+def _vote(each: Mapping[str, Any]) -> str:
+    scores = [
+        f"{name} {words.figure(value)}" for name, value in each["scores"].items() if not name.endswith("_low")
+    ]
+    return ", ".join([each["vote"] if each["vote"] != "none" else "no vote", *scores])
 
 
 def drift_lines(summary: Mapping[str, Any]) -> list[str]:

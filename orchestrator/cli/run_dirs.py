@@ -23,6 +23,8 @@ JOB = "job.json"
 PACKAGES = "/working_dir_files/"
 """Ray unpacks the folder of a submitted job in here, and deletes it when the job has ended."""
 
+TRACKING_PASSWORD = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD give it where the driver runs"
+
 _NOTED = {"job_file", "job_digest", "silos_dir", "address", "tracking_uri", "track"}
 
 

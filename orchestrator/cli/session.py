@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from orchestrator.at_rest import named_key, store_key
+from orchestrator.bucket import checked
 from orchestrator.cli import run_dirs
 from orchestrator.cli.display import Display
 from orchestrator.cli.failures import STOPPED, say
@@ -90,6 +92,7 @@ def tracking_uri(given: str | None, address: str | None = None) -> str | None:
         return None
     from tracking.server import absolute
 
+    checked(given or "", run_dirs.TRACKING_PASSWORD)
     run_dirs.check_lasting("--tracking-uri", given or "sqlite:///mlflow.db")
     return absolute(given or "sqlite:///mlflow.db")
 
@@ -128,6 +131,10 @@ def _check(command: Command, job: Job) -> None:
     """What can be told before anything heavy is imported."""
     if command.detach and command.address is None:
         raise BadInput("--detach needs --address: a Ray that this command starts ends with it")
+    if command.address is None:
+        store_key()
+    else:
+        named_key()
     if command.silos_dir is not None:
         from silos.directory import check_silos
 

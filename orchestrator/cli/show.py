@@ -84,14 +84,25 @@ def _figures(entry: Mapping[str, Any], names: list[str]) -> list[str]:
 
 
 def incidents(summary: Mapping[str, Any]) -> list[str]:
-    """Refusals and losses, a line each."""
+    """What was left out, refused and lost, a line each."""
     refused = [_incident("refused", each, f"{each['code']}: {each['reason']}") for each in summary["refused"]]
     lost = [_incident("lost", each, each["why"]) for each in summary["lost"]]
     declined = [
         f"takes no part: {each['silo']}: {each['code']}: {each['reason']}" for each in summary["declined"]
     ]
     busy = [f"did not join at once: {each['silo']}: {each['reason']}" for each in summary["busy"]]
-    return refused + declined + busy + lost + [_turned_away(each) for each in summary["turned_away"]]
+    left_out = [
+        f"quarantined by the data contract: {name}: {_rows(silo['quarantined'])}"
+        for name, silo in summary["silos"].items()
+        if any(silo["quarantined"].values())
+    ]
+    return (
+        left_out + refused + declined + busy + lost + [_turned_away(each) for each in summary["turned_away"]]
+    )
+
+
+def _rows(by_split: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split} rows" for split, count in by_split.items() if count)
 
 
 def _turned_away(each: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """``siloray submit``: give a job to a cluster, to be run there whether or not this machine stays."""
 
+import os
 import re
 import secrets
 import shlex
@@ -50,13 +51,14 @@ def submit(
 ) -> None:
     """Submit a job to a Ray cluster: 'siloray run' there, as 'ray job submit' would start it.
 
-    The job document is sent, and no other file: modules of your own are those that are installed at the silos. The
-    same command again follows the same run, goes on with it, or says that it is done. Ctrl-C leaves (exit code 130);
-    the run goes on. Exit codes else as 'siloray run'.
+    The job document is sent, and no other file: modules of your own are those that are installed at the silos, and
+    SILORAY_STORE_KEY_FILE names a file of the driver's node. The same command again follows the same run, goes on with
+    it, or says that it is done. Ctrl-C leaves (exit code 130); the run goes on. Exit codes else as 'siloray run'.
     """
     from orchestrator.cli import jobs
 
     checked(runs_dir or "")
+    checked(tracking_uri or "", run_dirs.TRACKING_PASSWORD)
     for option, text in (("--runs-dir", runs_dir), ("--tracking-uri", tracking_uri)):
         if text is not None:
             run_dirs.check_whole(option, text)
@@ -86,7 +88,7 @@ def _perform(address: str, name: str, job: Path, how: list[str], wait: bool, dig
     from orchestrator.transport.ray_jobs import JOB_FILE, Jobs
 
     python, *more = how
-    command = [python, "-m", "orchestrator", "run", JOB_FILE, "--submission", name, *more]
+    command = [*_key_there(), python, "-m", "orchestrator", "run", JOB_FILE, "--submission", name, *more]
     cluster = Jobs(address)
     found = cluster.submit(name, shlex.join(command), job, {"siloray_job_digest": digest})
     if found.status == "SUCCEEDED":
@@ -99,6 +101,21 @@ def _perform(address: str, name: str, job: Path, how: list[str], wait: bool, dig
         typer.echo(f"the same command with --wait follows it; '{stop}' ends it")
         return 0
     return _follow(cluster, found)
+
+
+def _key_there() -> list[str]:
+    """The path of the key for run directories, as this machine's environment has it. In the command, for Ray would give
+    its own environment of a job to the silos' processes, too."""
+    from orchestrator.at_rest import STORE_KEY, named_key
+
+    given = os.environ.get(STORE_KEY)
+    if named_key() is None or given is None:
+        return []
+    if not Path(given).is_absolute():
+        raise BadInput(
+            f"{STORE_KEY}={given}: the driver's node has the key's file; give its path there, from the root"
+        )
+    return ["env", f"{STORE_KEY}={given}"]
 
 
 def _follow(cluster: "Jobs", found: "Submission") -> int:

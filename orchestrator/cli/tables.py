@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.cli import words
 from orchestrator.core.metrics import larger_is_better
 from orchestrator.core.printable import printable
+from orchestrator.core.spent import spent
 
 WIDE = 160
 """Columns where the output is no terminal, so that a log line is not folded."""
@@ -35,14 +36,23 @@ def _is_number(cell: str) -> bool:
 def print_silos(summary: Mapping[str, Any]) -> None:
     """Per silo: local data size, and the metrics before the first and after the last round."""
     names = metrics_of(summary)
-    head = ["silo", "train rows", "test rows", *(f"{name} before → after" for name in names), ""]
+    private = ["privacy spent"] if any(each["privacy"] for each in summary["silos"].values()) else []
+    head = ["silo", "train rows", "test rows", *(f"{name} before → after" for name in names), *private, ""]
     rows = [_silo_row(name, silo, names, summary) for name, silo in summary["silos"].items()]
-    print_table(head, [*rows, _all_row(summary, names)])
+    rows = [
+        [*row[:-1], *(spent(silo["privacy"], delta=False) for _ in private), row[-1]]
+        for row, silo in zip(rows, summary["silos"].values(), strict=True)
+    ]
+    last = _all_row(summary, names)
+    print_table(head, [*rows, [*last[:-1], *("" for _ in private), last[-1]]])
 
 
 def metrics_of(summary: Mapping[str, Any]) -> list[str]:
     """The loss, the metric by which the best version was chosen, and one more if there is room."""
-    known = sorted({name for silo in summary["silos"].values() for name in (*silo["first"], *silo["last"])})
+    told = [each["metrics"]["global"] for each in (summary["initial"], *summary["versions"])]
+    for silo in summary["silos"].values():
+        told += [silo["first"], silo["last"]]
+    known = sorted({name for figures in told for name in figures})
     wanted = ["loss", (summary["best"] or {}).get("metric"), *known]
     return [name for name in dict.fromkeys(wanted) if name in known][:3]
 

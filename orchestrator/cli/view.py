@@ -25,6 +25,7 @@ from orchestrator.core.events import (
     Waiting,
 )
 from orchestrator.core.metrics import larger_is_better
+from orchestrator.core.spent import spent
 
 State = Literal["starting", "ready", "resting", "working", "delivered", "lost", "refused"]
 
@@ -43,6 +44,8 @@ class SiloView:
     num_examples: dict[str, int] = field(default_factory=dict)
     version: int = -1
     """Version that it works on or last worked on."""
+    spent: str = ""
+    """Of its privacy, in words."""
 
     def now(self, state: State, says: str) -> None:
         self.state, self.says = state, says
@@ -126,6 +129,8 @@ class View:
         """The next round may have been opened before: training goes on while a version is made durable."""
         self.version, self.round = event.version, max(self.round, event.version)
         self.round_seconds = [*self.round_seconds, event.seconds.get("round", 0.0)][-RECENT:]
+        for each in event.contributors:
+            self._of(each.silo).spent = spent(each.privacy, delta=False)
         self._evaluate(event.evaluated, event.best)
 
     def _evaluate(self, figures: Figures, best: bool) -> None:

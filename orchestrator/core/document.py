@@ -1,6 +1,7 @@
 """Documents that people write: strict YAML, and one line for what is wrong."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.core.errors import BadInput
+from orchestrator.core.printable import without_keys
 
 MAX_BYTES = 1 << 20
 
@@ -93,7 +95,20 @@ def validate(value: Any, model: type[Document], source: str) -> Document:
     try:
         return TypeAdapter(model).validate_python(value)
     except ValidationError as error:
-        raise BadInput(f"{source}: {_first(error, value, model)}") from None
+        raise BadInput(f"{source}: {without_keys(_first(error, value, model))}") from None
+
+
+def not_finite(value: Any, place: str = "") -> Iterator[str]:
+    """Places of infinity and NaN, which JSON does not have: where a document travels as JSON they would be nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if _is_list(value) else ()
+    for name, part in parts:
+        yield from not_finite(part, f"{place}.{name}".lstrip("."))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _first(error: ValidationError, value: Any, model: type[BaseModel]) -> str:
@@ -142,6 +157,8 @@ def _choice(given: Any, expected: str) -> str:
 def _nearest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     known = sorted(_keys(TypeAdapter(model).json_schema()))
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    if str(loc[-1]) in close:
+        return " here"
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 
+from orchestrator.core.receipts import Receipt
+
 MAX_REASON = 2000
 """Characters kept of what somebody else gives as a reason."""
 
@@ -47,11 +49,12 @@ class Contributor(BaseModel, frozen=True):
     base_version: int
     staleness: int
     weight: float
-    """What the update was multiplied by in the sum: its share, discounts and corrections included."""
+    """What the update was multiplied by in the sum: its share, discounts and corrections included. In a sealed sum as
+    far as the silo tells its weight: one that keeps its number of rows to itself counts as the others here."""
     num_examples: int
     num_steps: int
-    norm: float
-    """Euclidean norm of the packed update."""
+    norm: float | None
+    """Euclidean norm of the packed update; None where the driver sees no single update."""
     cosine: float | None = None
     """Of the angle between the packed update and the round's mean; None where the driver sees no single update."""
     train: dict[str, float] = {}
@@ -60,6 +63,26 @@ class Contributor(BaseModel, frozen=True):
     """By phase at the silo: load, evaluate, train, report, pack; and ``transfer``: the way there and back."""
     bytes_up: int = 0
     bytes_down: int = 0
+    privacy: dict[str, float] = {}
+    """Public numbers on the privacy that the silo has spent by then (``epsilon``, ``epsilon_rdp``, ``delta``, ...)."""
+    receipt: Receipt | None = None
+    """What the silo signed of it."""
+
+
+class Sealed(BaseModel, frozen=True):
+    """What is known of a sum whose terms are not."""
+
+    tag: str
+    """SHA-256 of all that its silos agreed on."""
+    digest: str
+    """SHA-256 of the opened sum."""
+    left_out: dict[str, str] = {}
+    """Silos that were in it and were lost on the way, and why."""
+    cut: int = 0
+    """Elements of updates that did not fit the range of the ring, at all silos."""
+    groups: list[list[str]] = []
+    """Silos that were summed with one another, where a robust rule went over such sums; ``tag`` and ``digest`` are
+    then those of theirs."""
 
 
 class RunOpened(_Event):
@@ -75,6 +98,8 @@ class RunOpened(_Event):
     """Version of the checkpoint that the run goes on from; None for a new run."""
     skipped: list[str] = []
     """Checkpoints that did not verify, with the reason."""
+    driver_key: str = ""
+    """The driver's public Ed25519 key, in base64, which the lines from here on are signed with; empty: they are not."""
 
 
 class Simulated(_Event):
@@ -102,11 +127,21 @@ class SiloJoined(_Event):
     incarnation: str
     fingerprint: str
     num_examples: dict[str, int]
+    quarantined: dict[str, int] = {}
+    """Samples by split that the data contract leaves out, where the silo says."""
+    labels: dict[str, int] = {}
+    """Training rows of each class, where the silo says."""
     num_parameters: int
     num_shared: int
     device: str
     node: str
     versions: dict[str, str]
+    planned: dict[str, float] = {}
+    """Public numbers on the privacy that the whole job will cost."""
+    metrics: Literal["open", "summed", "noised", "none"] = "open"
+    """How metrics on its rows leave. Open ones are outside what noise in the training guarantees."""
+    key: str = ""
+    """Its public Ed25519 key, in base64; empty in runs of a time when silos had none."""
 
 
 class Source(BaseModel, frozen=True):
@@ -163,7 +198,7 @@ class UpdateRefused(_Event):
     silo: str
     version: int
     code: str
-    """Stable reason code: nonfinite, norm, schema, weight, stale, duplicate, foreign, epoch, policy, ..."""
+    """Stable reason code: nonfinite, norm, schema, weight, stale, duplicate, foreign, epoch, policy, bound, ..."""
     reason: Reason
 
 
@@ -272,6 +307,10 @@ class RoundClosed(_Event):
     """``version - 1`` is the best version so far by the job's metric."""
     lineage: str
     """Digest of everything that went into the version; equal lineages mean equal models."""
+    settings: dict[str, float] = {}
+    """The job's numbers that evolve, as they are from this version on: a bound that adapts, the range of a ring."""
+    sealed: Sealed | None = None
+    """Of a sum that nobody can look into."""
 
 
 class VersionEvaluated(_Event):
@@ -280,6 +319,8 @@ class VersionEvaluated(_Event):
     type: Literal["version_evaluated"] = "version_evaluated"
     evaluated: Figures
     best: bool = False
+    receipts: list[Receipt] = []
+    """Of the silos that evaluated it: they have seen the history up to there."""
 
 
 class Assessment(BaseModel, frozen=True):
@@ -320,6 +361,42 @@ class SiloAssessed(_Event):
     run_steps: int = 0
     """Local steps that the run had of the silo, as far as is known."""
     seconds: dict[str, float] = {}
+
+
+class SiloAttacked(_Event):
+    """How far attacks on a version got at a silo, with that silo's own rows; and its vote on the release."""
+
+    type: Literal["silo_attacked"] = "silo_attacked"
+    silo: str
+    version: int
+    lineage: str
+    """Of that version: the same work is not asked for again."""
+    vote: Literal["pass", "fail", "none"]
+    verdicts: dict[str, Literal["pass", "fail", "unable"]] = {}
+    """By attack; empty where the silo tells its vote only."""
+    scores: dict[str, float] = {}
+    """Of the strongest attack of its kind, ``..._low`` the lower bound (95 %) that was judged; empty as above."""
+    why: Reason = ""
+    """Why attacks were not possible."""
+    seconds: float = 0.0
+    receipt: Receipt | None = None
+    """What the silo signed of it."""
+
+
+class ReleaseVoted(_Event):
+    """Whether the registry's alias may move to this version."""
+
+    type: Literal["release_voted"] = "release_voted"
+    version: int
+    lineage: str
+    votes: dict[str, Literal["pass", "fail"]]
+    missing: dict[str, Reason] = {}
+    """Silos without a vote, and why."""
+    needed: int
+    """Votes ``pass`` that it takes."""
+    vetoed: list[str] = []
+    """Silos with a veto that voted ``fail``."""
+    passed: bool
 
 
 class Spread(BaseModel, frozen=True):
@@ -398,7 +475,7 @@ class DriftAlarm(_Event):
     version: int
     signals: list[Literal["norm", "direction", "loss"]]
     """Of the last of the three."""
-    norm: float
+    norm: float | None
     cosine: float | None
     loss: float | None
 
@@ -438,6 +515,8 @@ Event = Annotated[
     | SiloAssessed
     | ContributionsFound
     | RunAssessed
+    | SiloAttacked
+    | ReleaseVoted
     | DriftAlarm
     | RunClosed,
     Field(discriminator="type"),

@@ -35,6 +35,15 @@ FAULT_POINTS = (
     "silo.trained",
     "silo.replied",
 )
+"""Passed by every job."""
+
+SOME_JOBS = (
+    "silo.attacked",
+    *("ledger.opened", "ledger.written", "ledger.durable"),
+    *("sum.keys", "sum.peers", "sum.seal", "sum.unmask"),
+)
+"""Passed by jobs with a release gate, by silos that enter in their privacy ledger what a job is about to spend, and by
+drivers of secure sums."""
 
 ACTIONS = ("kill", "raise", "enospc", "delay")
 
@@ -57,10 +66,10 @@ class _Trap:
     def parse(cls, text: str) -> "_Trap":
         """Raises ValueError with one line when the text is not ``point:nth:action``."""
         point, nth, action, seconds = (*text.split(":", 3), "", "", "")[:4]
-        if point not in FAULT_POINTS or not nth.isdecimal() or int(nth) < 1 or action not in ACTIONS:
+        if point not in points() or not nth.isdecimal() or int(nth) < 1 or action not in ACTIONS:
             raise ValueError(
                 f"SILORAY_FAULT={text!r}: expected point:nth:action, with a point of "
-                f"{', '.join(FAULT_POINTS)} and an action of {', '.join(ACTIONS)}"
+                f"{', '.join(points())} and an action of {', '.join(ACTIONS)}"
             )
         return cls(point, int(nth), action, float(seconds or 1))
 
@@ -109,7 +118,7 @@ def fault(point: str) -> None:
 
 def points() -> tuple[str, ...]:
     """The names of all fault points."""
-    return FAULT_POINTS
+    return FAULT_POINTS + SOME_JOBS
 
 
 arm(os.environ.get("SILORAY_FAULT"))

@@ -4,13 +4,34 @@ Every request carries the run and the driver's epoch (fencing): a silo that has 
 an older one. An update stays at its silo until the driver fetches it, piece by piece, while folding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from orchestrator.core.metrics import MetricSums
+from orchestrator.core.receipts import Receipt
 from orchestrator.core.vector import Packet
 
 SiloId = str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerHead:
+    """Up to where a silo's privacy ledger goes: its number of lines, and the hash of the last one, which stands for
+    all of them."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    length: int
+    hash: str
+    key: str = ""
+    """Of the driver that has signed `statement`, in base64 as the signature; empty where none has."""
+    signature: str = ""
+
+    def statement(self, silo: SiloId) -> bytes:
+        """What a driver signs: that it was told of this head."""
+        return f"siloray ledger head\n{silo}\n{self.length}\n{self.hash}".encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +49,8 @@ class Join(Request):
     job: str
     """The job document as JSON."""
     job_digest: str
+    ledger: LedgerHead | None = None
+    """The newest head of the silo's privacy ledger that the driver was told of, in any run, and signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +67,10 @@ class Load(Request):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initial(Request):
     """Send the initial shared parameters (seeded by the job, so every silo would send the same)."""
+
+
+MOST_DRAWS = 3
+"""Trainings from one version, after the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +93,19 @@ class Train(Request):
     """Send the packet with the reply when it has at most this many elements."""
     keep: tuple[int, ...] = ()
     """Versions whose update from this silo the driver has not fetched yet."""
+    ledger: LedgerHead | None = None
+    """As for `Join`."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """The job's numbers that evolve, as they are for this version (`RoundClosed.settings`)."""
+    draw: int = 0
+    """Which training from this version: each draws its own batches. Another one than the first is asked for where the
+    update before was opened in another sum, so that nobody may sum it anew."""
+    head: str = ""
+    """Of the driver's journal, as far as it is durable: the silo signs that it has seen it."""
+    head_length: int = 0
+    """Lines up to it."""
+    contributors: tuple[str, ...] = ()
+    """Silos whose updates are in the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +116,11 @@ class Evaluate(Request):
     model: Any
     counted: int
     """As for `Train`."""
+    head: str = ""
+    """Of the driver's journal, as far as it is durable: the silo signs that it has seen it; empty: no receipt is
+    wanted."""
+    head_length: int = 0
+    """Lines up to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +140,44 @@ class Assess(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attack(Request):
+    """Attack this version with the silo's own rows, as the job's ``release`` section says, and vote on it."""
+
+    version: int
+    model: Any
+    model_digest: str
+    """As for `Train`."""
+    counted: int
+    """As for `Train`."""
+    trainings: int
+    """As for `Assess`."""
+    num_steps: int
+    """As for `Assess`."""
+    head: str = ""
+    """As for `Evaluate`."""
+    head_length: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch(Request):
     """Elements ``start`` to ``stop`` of the update's packet."""
 
     version: int
     start: int
     stop: int
+    tag: str = ""
+    """Of the sum for which the packet was sealed; empty where updates are fetched in the clear."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask(Request):
+    """A step of a sum that nobody can look into (`orchestrator.privacy.sealing`). Answered while the silo trains."""
+
+    version: int
+    attempt: int
+    step: str
+    fields: dict[str, Any]
+    """Plain JSON; bytes as base64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +199,10 @@ class Leave(Request):
 
     finished: bool
     """False when the run was stopped and may go on: its private state stays."""
+    head: str = ""
+    """Of the driver's journal, as far as it is durable: the silo signs that it has seen it."""
+    head_length: int = 0
+    """Lines up to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +218,12 @@ class Joined:
     num_shared: int
     num_examples: dict[str, int]
     """Examples per split; empty where the policy keeps them in."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Samples per split that the data contract leaves out; empty without one, or where the policy keeps them in."""
+    labels: dict[str, int] = field(default_factory=dict)
+    """Training rows of each class; empty without a data contract, or where the policy keeps them in."""
     fingerprint: str
-    """Digest of the silo's data files; a rejoin with other data is refused."""
+    """Digest of the silo's data files, or of their manifest; a rejoin with other data is refused."""
     device: str
     node: str
     loaded: str = ""
@@ -146,6 +231,13 @@ class Joined:
     model: dict[str, Any]
     """The model's tensors and an input's shape, without any data."""
     versions: dict[str, str]
+    metrics: Literal["open", "summed", "noised", "none"] = "open"
+    """How metrics on the silo's rows leave (``policy.metrics`` in its ``silo.yaml``)."""
+    planned: dict[str, float] = field(default_factory=dict)
+    """Public numbers on the privacy that the whole job will cost (``epsilon``, ``delta``, ...); empty where nothing is
+    accounted for."""
+    key: str = ""
+    """Its public Ed25519 key, in base64: what its receipts are signed with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,9 +262,24 @@ class Update:
     """Sums of the received model on the silo's test split."""
     train_metrics: MetricSums
     """Sums over the batches trained on."""
+    received: str = ""
+    """SHA-256 of the model that the silo trained from, as it came (`orchestrator.core.vector.digest_of`)."""
+    privacy: dict[str, float] = field(default_factory=dict)
+    """Public numbers on the privacy spent with this update: ``epsilon``, ``epsilon_rdp``, ``delta``, ..."""
+    ledger: LedgerHead | None = None
+    """Of the silo's privacy ledger, with this update's cost in it."""
+    summed: tuple[tuple[str, str, int], ...] = ()
+    """Names, kinds and sizes of metrics that the silo adds to the sum."""
+    hidden: tuple[str, ...] = ()
+    """Names of those that it tells in no other way, or not as exactly."""
+    settings: str = ""
+    """Digest of `Train.settings`; empty for none."""
+    draw: int = 0
+    """As in `Train`."""
     seconds: dict[str, float]
     """By phase at the silo: load, evaluate, train, pack."""
     packet_bytes: int
+    receipt: Receipt | None = None
     packet: Packet | None = None
 
     @property
@@ -189,6 +296,24 @@ class Evaluated:
     version: int
     metrics: MetricSums
     seconds: float
+    received: str = ""
+    """As in `Update`."""
+    summed: tuple[tuple[str, str, int], ...] = ()
+    """As in `Update`."""
+    hidden: tuple[str, ...] = ()
+    """As in `Update`."""
+    receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """To an `Ask`."""
+
+    silo: SiloId
+    version: int
+    attempt: int
+    step: str
+    fields: dict[str, Any]
 
 
 Verdict = Literal["better", "same", "worse"]
@@ -226,6 +351,28 @@ class Assessed:
     seconds: dict[str, float]
 
 
+Vote = Literal["pass", "fail", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attacked:
+    """What became of the attacks on a version at a silo, as far as its policy lets it out."""
+
+    silo: SiloId
+    version: int
+    model_digest: str
+    vote: Vote
+    """``none``: no attack was possible."""
+    verdicts: dict[str, Literal["pass", "fail", "unable"]]
+    """By attack; empty where only the vote may leave."""
+    scores: dict[str, float]
+    """Rounded (``auc``, ``tpr_at_1_fpr``, ``exposure``, ``psnr``, ...); empty where only the vote may leave."""
+    why: str
+    """Why attacks were not possible; empty where all were."""
+    seconds: float
+    receipt: Receipt | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a silo is: any change of ``marks`` is a sign of life worth waiting for."""
@@ -237,6 +384,8 @@ class Progress:
     num_steps: int
     total_steps: int
     marks: int
+    receipt: Receipt | None = None
+    """To `Leave`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,17 +400,21 @@ class Refused:
     """The silo will not: its policy, its data or the request forbids it."""
 
     silo: SiloId
-    code: Literal["policy", "data", "fenced", "unknown", "cancelled", "job", "busy", "failed"]
+    code: Literal["policy", "data", "fenced", "unknown", "cancelled", "job", "busy", "failed", "bound"]
+    """``bound``: the update was opened in another sum; one of another draw may be summed."""
     reason: str
 
 
-Work = Train | Evaluate | Assess
+Work = Train | Evaluate | Assess | Attack
 """Requests that come with a model and take their time."""
 
 Carrying = Work | Load
 """Requests with vectors, which travel beside them."""
 
-Reply = Joined | Update | Evaluated | Assessed | Progress | Piece | Refused
+AT_ONCE = (Fetch, Ping, Stop, Ask)
+"""Answered while the silo works, in a thread of their own."""
+
+Reply = Joined | Update | Evaluated | Assessed | Attacked | Answer | Progress | Piece | Refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,8 +145,13 @@ class Strategy(Protocol):
     """Silos report parameters, not differences to those received: far longer vectors."""
     permutes: ClassVar[bool]
     """It permutes units of the model (`LocalRun.symmetries`)."""
+    own_weights: ClassVar[bool]
+    """`weigh` needs to know each update's weight, and not only how late it is."""
     halves: ClassVar[bool]
     """Batches are split in support and query, so a batch has at least two rows."""
+    one_gradient: ClassVar[bool]
+    """A step asks for one gradient of the whole batch's plain loss, where the model stands, and sees the rows in no
+    other way."""
 
     @property
     def whole(self) -> bool:
@@ -216,15 +221,51 @@ class Strategy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a privacy step may know of the job, and of the steps before it."""
+
+    min_silos: int
+    """Fewest silos of an average."""
+    noise_multiplier: float | None = None
+    """Of the job's noise, calibrated where it states a target; None: there is none."""
+    bound: float | None = None
+    """Euclidean norm that no vector which comes to the step exceeds; None: there is none."""
+    least_bound: float = 0.0
+    """Smallest bound under which the silos' noise is not lost in the rounding of a sum."""
+
+
 class Transform(Protocol):
-    """A privacy step with two faces around the sum."""
+    """A privacy step, as a section of the job."""
+
+    extra: ClassVar[Mapping[str, int]]
+    """Parts, with their sizes, that it adds to an update behind the strategy's, and takes from the sum again."""
+
+    def adapted(self, settings: Mapping[str, float], facts: Facts) -> "Step":
+        """As it is for a version with these settings (`Train.settings`)."""
+        ...
+
+
+class Step(Protocol):
+    """A privacy step of one version, with two faces around the sum."""
+
+    @property
+    def bound(self) -> float | None:
+        """Euclidean norm that nothing which leaves the step exceeds, but for noise."""
+        ...
 
     def encode(self, x: Vector, rng: np.random.Generator) -> Vector:
         """At the silo, in the job's order; may work in place."""
         ...
 
-    def finish(self, x: Vector, num_updates: int, rng: np.random.Generator) -> Vector:
-        """On the driver, in reverse order, on the combined vector."""
+    def finish(self, x: Vector, sensitivity: Callable[[float], float], rng: np.random.Generator) -> Vector:
+        """On the driver, in reverse order, on the combined vector. ``sensitivity``: how far one silo moves it whose
+        vectors are of at most that norm."""
+        ...
+
+    def next_settings(self, parts: Parts, total: float) -> Mapping[str, float]:
+        """What the sum says of the settings of the next version; ``parts`` hold those of ``extra``. ``total``: of the
+        silos' shares in it."""
         ...
 
 
@@ -256,8 +297,9 @@ class Combiner(Protocol):
         """A silo's share before normalising."""
         ...
 
-    def sensitivity(self, clip: float, num_updates: int) -> float | None:
-        """How far replacing one update of norm at most ``clip`` moves the result; None: no bound known."""
+    def sensitivity(self, clip: float, shares: Sequence[float]) -> float | None:
+        """How far zeros in place of what one silo sent, each update of norm at most ``clip``, move the result in which
+        the silos have these shares; another update in its place moves it twice as far. None: no bound known."""
         ...
 
     def merge(self, rows: Sequence[Vector], shares: Sequence[float], out: Vector) -> None:

@@ -83,6 +83,8 @@ class Rounds:
     sample: Sample
     version: int = -1
     opened_at: float = 0.0
+    arrived_at: float = 0.0
+    """When the newest update came that counts; as the round opened, before any did."""
     cohort: frozenset[SiloId] = frozenset()
     in_flight: dict[SiloId, int] = field(default_factory=dict)
     """Silo -> version it is training."""
@@ -98,7 +100,8 @@ class Rounds:
     def open(self, candidates: Collection[SiloId], now: float) -> list[SiloId]:
         """Open the next version; return the silos whose work can no longer be used."""
         self.version += 1
-        self.opened_at, self.full_at = now, None
+        self.opened_at = self.arrived_at = now
+        self.full_at = None
         self.attempts.clear()
         self.refused.clear()
         self.buffer = [update for update in self.buffer if self._usable(update.version)]
@@ -147,6 +150,7 @@ class Rounds:
             return False
         self.delivered[update.silo] = update.version
         self.buffer.append(update)
+        self.arrived_at = now
         if self.full_at is None and self._full:
             self.full_at = now
         return True
@@ -165,6 +169,11 @@ class Rounds:
         self.buffer = [each for each in self.buffer if each is not update]
         if self.delivered.get(update.silo) == update.version:
             self.delivered[update.silo] = update.version - 1
+
+    def spoilt(self, update: Update) -> None:
+        """A buffered update cannot be used, and its silo did nothing wrong: it may train as if it had not yet."""
+        self.perished(update)
+        self.attempts[update.silo] = 0
 
     def refuse(self, silo: SiloId, version: int) -> None:
         """The gate refused this silo's update: for that version it counts as absent, and may not try it again."""

@@ -1,6 +1,6 @@
 """APFL: each silo mixes a model of its own with the common one, and learns the share."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ class Apfl(Averaging, frozen=True):
     With ``alpha`` 0, not adaptive, the silo's model is the common one; with 1 what it would learn alone.
     """
 
+    one_gradient: ClassVar[bool] = False
     name: Literal["apfl"] = "apfl"
     alpha: float = Field(default=0.5, ge=0, le=1)
     """First value of the silo's own share."""

@@ -26,6 +26,7 @@ class Area(Averaging, frozen=True):
     scalars: ClassVar[frozenset[str]] = frozenset({"first"})
     reweighs: ClassVar[bool] = False
     sends_model: ClassVar[bool] = True
+    own_weights: ClassVar[bool] = True
     name: Literal["area"] = "area"
     stretch: float = Field(default=1.0, gt=0)
     """Local models count as if training had gone so many times as far."""

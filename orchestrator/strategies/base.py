@@ -38,6 +38,8 @@ class Averaging(BaseModel, frozen=True, extra="forbid"):
     sends_model: ClassVar[bool] = False
     permutes: ClassVar[bool] = False
     halves: ClassVar[bool] = False
+    own_weights: ClassVar[bool] = False
+    one_gradient: ClassVar[bool] = True
     server: Server = Sgd()
 
     @property

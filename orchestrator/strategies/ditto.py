@@ -1,6 +1,6 @@
 """Ditto: beside the common model each silo trains one of its own, which the common one pulls at."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
@@ -16,6 +16,7 @@ class Ditto(Averaging, frozen=True):
     With ``lambda`` 0 a silo's model is what it would learn alone.
     """
 
+    one_gradient: ClassVar[bool] = False
     name: Literal["ditto"] = "ditto"
     pull: float = Field(default=0.1, ge=0, validation_alias=AliasChoices("lambda", "pull"))
     """The paper's ``lambda``, and so it may be called in a job."""

@@ -23,6 +23,7 @@ class FedAsync(Averaging, frozen=True):
 
     reweighs: ClassVar[bool] = False
     sends_model: ClassVar[bool] = True
+    own_weights: ClassVar[bool] = True
     name: Literal["fedasync"] = "fedasync"
     alpha: float = Field(default=0.6, gt=0, le=1)
     """How much of a fresh local model is mixed in."""

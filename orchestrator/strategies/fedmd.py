@@ -19,6 +19,7 @@ class FedMD(Averaging, frozen=True):
     """
 
     shares_logits: ClassVar[bool] = True
+    one_gradient: ClassVar[bool] = False
     name: Literal["fedmd"] = "fedmd"
     public: str
     """Data set, under this name in every ``silo.yaml``, whose training rows all silos hold alike."""

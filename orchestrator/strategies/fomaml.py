@@ -18,6 +18,7 @@ class Fomaml(Averaging, frozen=True):
     """
 
     halves: ClassVar[bool] = True
+    one_gradient: ClassVar[bool] = False
     name: Literal["fomaml"] = "fomaml"
     alpha: float = Field(default=0.01, ge=0)
     """Rate of the inner steps."""

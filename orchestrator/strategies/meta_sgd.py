@@ -21,6 +21,7 @@ class MetaSgd(Averaging, frozen=True):
     """
 
     halves: ClassVar[bool] = True
+    one_gradient: ClassVar[bool] = False
     name: Literal["meta_sgd"] = "meta_sgd"
     alpha: float = Field(default=0.01, ge=0)
     """First value of every rate."""

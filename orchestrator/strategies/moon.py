@@ -19,6 +19,7 @@ class Moon(Averaging, frozen=True):
     """
 
     contrasts: ClassVar[bool] = True
+    one_gradient: ClassVar[bool] = False
     name: Literal["moon"] = "moon"
     mu: float = Field(default=1.0, ge=0)
     """0: FedAvg. The paper tries 0.1, 1, 5 and 10."""

@@ -14,34 +14,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from orchestrator.core.errors import BadInput
-from orchestrator.transport.certificates import (
-    DRIVER_USES,
-    SILO_USES,
-    ca_certificate,
-    host_names,
-    signed,
-)
-from orchestrator.transport.certs import (
-    CA_CERT,
-    SIGNING_KEY,
-    TLS_CERT,
-    TLS_KEY,
-    private_key,
-    read_certificate,
-    read_private,
-)
-from orchestrator.transport.key_files import (
+from orchestrator.keys import (
     PRIVATE,
     PUBLIC,
-    check_absent,
+    SIGNING_KEY,
     make_folder,
     pem,
-    read,
+    private_key,
+    read_private,
     write,
-    write_keys,
 )
-from orchestrator.transport.request import Request
-from orchestrator.transport.roster import (
+from orchestrator.roster import (
     DRIVER,
     DRIVER_NAME,
     ROSTER,
@@ -52,6 +35,16 @@ from orchestrator.transport.roster import (
     encoded,
     silo_identity,
 )
+from orchestrator.transport.certificates import (
+    DRIVER_USES,
+    SILO_USES,
+    ca_certificate,
+    host_names,
+    signed,
+)
+from orchestrator.transport.certs import CA_CERT, TLS_CERT, TLS_KEY, read_certificate
+from orchestrator.transport.key_files import check_absent, read, write_keys
+from orchestrator.transport.request import Request
 
 CA_KEY = "ca.key"
 CA_DAYS, DAYS = 3650, 825

@@ -10,17 +10,16 @@ from functools import cached_property
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from orchestrator.core.errors import BadInput
-from orchestrator.transport.roster import ROSTER, LiveRoster, Member, Roster, encoded, verify
+from orchestrator.keys import SIGNING_KEY, private_key, read_part, read_private, read_signing_key
+from orchestrator.roster import ROSTER, LiveRoster, Member, Roster, encoded, verify
 
 __all__ = ["Credentials", "LiveRoster", "Member", "Roster", "verify"]
 
-TLS_CERT, TLS_KEY, SIGNING_KEY, CA_CERT = "tls.pem", "tls.key", "signing.key", "ca.pem"
+TLS_CERT, TLS_KEY, CA_CERT = "tls.pem", "tls.key", "ca.pem"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Credentials:
         """Read a credentials folder; `BadInput` in one line, with the remedy, when it cannot serve."""
         if not folder.is_dir():
             raise BadInput(f"{folder}: no such folder; 'siloray certs request' makes one")
-        certificate, key = _public(folder / TLS_CERT), read_private(folder / TLS_KEY)
+        certificate, key = read_part(folder / TLS_CERT), read_private(folder / TLS_KEY)
         read = read_certificate(folder / TLS_CERT)
         _check_dates(folder / TLS_CERT, read)
         _check_pair(folder, read, key)
@@ -49,7 +48,7 @@ class Credentials:
             folder=folder,
             certificate=certificate,
             key=key,
-            ca=_public(folder / CA_CERT),
+            ca=read_part(folder / CA_CERT),
             signing_key=read_signing_key(folder / SIGNING_KEY),
             identity=identity_of(folder / TLS_CERT, read),
             roster=LiveRoster(folder / ROSTER),
@@ -69,7 +68,7 @@ class Credentials:
 
 def read_certificate(path: Path) -> x509.Certificate:
     """The first certificate of a PEM file."""
-    data = _public(path)
+    data = read_part(path)
     try:
         return x509.load_pem_x509_certificate(data)
     except ValueError:
@@ -83,39 +82,6 @@ def identity_of(path: Path, certificate: x509.Certificate) -> str:
         return str(next(iter(names)).value)
     except (x509.ExtensionNotFound, StopIteration, ValueError):
         raise BadInput(f"{path}: no subject alternative name; the first one is the identity") from None
-
-
-def _public(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; a credentials folder needs it") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def read_private(path: Path) -> bytes:
-    """`BadInput` where others than its owner may read the file."""
-    data = _public(path)
-    if path.stat().st_mode & 0o077:
-        raise BadInput(f"{path}: others than its owner may read this private key; run: chmod 600 {path}")
-    return data
-
-
-def private_key(path: Path, data: bytes) -> PrivateKeyTypes:
-    """The key in ``data``, which was read from ``path``."""
-    try:
-        return load_pem_private_key(data, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise BadInput(f"{path}: no PEM private key without a passphrase") from None
-
-
-def read_signing_key(path: Path) -> Ed25519PrivateKey:
-    """A member's Ed25519 key, from a file that only its owner may read."""
-    key = private_key(path, read_private(path))
-    if not isinstance(key, Ed25519PrivateKey):
-        raise BadInput(f"{path}: expected an Ed25519 key")
-    return key
 
 
 def _check_dates(path: Path, certificate: x509.Certificate) -> None:
@@ -138,7 +104,7 @@ def _check_pair(folder: Path, certificate: x509.Certificate, key: bytes) -> None
 
 
 def _check_ca(path: Path) -> None:
-    data = _public(path)
+    data = read_part(path)
     try:
         x509.load_pem_x509_certificates(data)
     except ValueError:

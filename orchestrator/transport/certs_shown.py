@@ -8,15 +8,14 @@ from typing import NamedTuple
 from cryptography import x509
 
 from orchestrator.core.errors import BadInput
+from orchestrator.keys import SIGNING_KEY, read_signing_key
+from orchestrator.roster import ROSTER, Roster, encoded
 from orchestrator.transport.certs import (
     CA_CERT,
-    SIGNING_KEY,
     TLS_CERT,
     identity_of,
     read_certificate,
-    read_signing_key,
 )
-from orchestrator.transport.roster import ROSTER, Roster, encoded
 
 
 class Line(NamedTuple):

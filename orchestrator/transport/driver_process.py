@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.at_rest import STORE_KEY, store_key
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event
 from orchestrator.core.protocols import Channel, Observer
@@ -22,6 +23,7 @@ from orchestrator.disk import put
 from orchestrator.driver import Driver
 from orchestrator.ending import Outcome
 from orchestrator.job import Job
+from orchestrator.keys import DRIVER_KEY, SIGNING_KEY, Signer, kept_signing_key, read_signing_key
 from orchestrator.pulled import open_mirror
 from orchestrator.store import (
     DiskFull,
@@ -63,6 +65,8 @@ class Assignment:
     """Of the job document, on the driver's machine."""
     mirror: str | None = None
     """The URI of the run in a store, of which ``run_dir`` is a copy."""
+    store_key: str | None = None
+    """The file, on the driver's machine, of the key for its run directory; None: as that machine's environment says."""
 
 
 class OwnChannel(Channel, Protocol):
@@ -80,6 +84,10 @@ class DriverProcess:
 
     def __init__(self, assignment: Assignment, open_channel: OpenChannel) -> None:
         self.assignment, self._open_channel = assignment, open_channel
+        if assignment.store_key is not None:
+            os.environ[STORE_KEY] = (
+                assignment.store_key
+            )  # for MLflow's follower, too, which reads checkpoints
         self._events: list[tuple[int, dict[str, Any]]] = []
         """Cursor and event, the cursor rising."""
         self._cursor = 0
@@ -160,11 +168,12 @@ class DriverProcess:
                 channel.close()
 
     async def _drive(self, job: Job, channel: Channel) -> Outcome:
-        run_dir = Path(self.assignment.run_dir)
+        run_dir, key = Path(self.assignment.run_dir), store_key()
         mirror = open_mirror(self.assignment.mirror, run_dir) if self.assignment.mirror else None
         await asyncio.to_thread(settle, job, run_dir, Path(self.assignment.folder))
         self._prepare(run_dir, job)
-        store = Store(run_dir, mirror, keep=job.keep.newest)
+        signer = self._signer(run_dir.parent)
+        store = Store(run_dir, mirror, keep=job.keep.newest, key=key, signer=signer)
         owner = f"siloray driver of {self.assignment.run_id}"
         driver = Driver(job, channel, store, self.assignment.run_id, self._observe, owner=owner)
         with self._changed:
@@ -179,6 +188,13 @@ class DriverProcess:
         if mirror is not None:
             mirror.push_notes()
         return outcome
+
+    def _signer(self, runs: Path) -> Signer:
+        """The key of the driver's credentials, where it has any; else that of the folder of runs. Raises `BadInput`."""
+        door = self.assignment.door
+        if door is not None:
+            return Signer(read_signing_key(Path(door["credentials"]) / SIGNING_KEY))
+        return Signer(kept_signing_key(runs / DRIVER_KEY))
 
     def _prepare(self, run_dir: Path, job: Job) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)

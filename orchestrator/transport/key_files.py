@@ -1,22 +1,14 @@
-"""Private and public files of credentials: made with their final mode, whole or not at all."""
+"""The files of a folder of credentials."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from orchestrator.core.errors import BadInput
-from orchestrator.transport.certs import SIGNING_KEY, TLS_KEY
-
-PUBLIC, PRIVATE = 0o644, 0o600
-
-
-def pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
-    """A private key in the clear, as TLS libraries read it."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+from orchestrator.keys import PRIVATE, SIGNING_KEY, make_folder, pem, write
+from orchestrator.transport.certs import TLS_KEY
 
 
 def check_absent(folder: Path, names: Iterable[str], force: bool) -> None:
@@ -31,22 +23,6 @@ def write_keys(folder: Path, tls: ec.EllipticCurvePrivateKey, signing: Ed25519Pr
     make_folder(folder)
     write(folder / TLS_KEY, pem(tls), PRIVATE)
     write(folder / SIGNING_KEY, pem(signing), PRIVATE)
-
-
-def make_folder(folder: Path) -> None:
-    """For its owner only."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def write(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all, and never for a moment with a wider mode."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.unlink(missing_ok=True)
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def read(path: Path) -> bytes:

@@ -9,11 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from orchestrator.core.errors import SiloLost
-from orchestrator.core.messages import Fetch, Ping, Refused, Reply, Request, SiloId, Stop, Update
+from orchestrator.core.messages import AT_ONCE, Ask, Refused, Reply, Request, SiloId, Stop, Update
 from orchestrator.core.vector import Parts
-
-_AT_ONCE = (Fetch, Ping, Stop)
-"""Answered while the silo trains, as on every channel."""
 
 
 class Handles(Protocol):
@@ -48,7 +45,9 @@ class LocalChannel:
             raise SiloLost(silo, "offline")
         handler = self._silos[silo]
         self._stop[silo] = Stop(run_id=request.run_id, epoch=request.epoch)
-        if isinstance(request, _AT_ONCE):
+        if isinstance(request, Ask):
+            return await asyncio.to_thread(answer, silo, handler, request)
+        if isinstance(request, AT_ONCE):
             return answer(silo, handler, request)
         loop = asyncio.get_running_loop()
         reply = await loop.run_in_executor(self._threads[silo], answer, silo, handler, request)

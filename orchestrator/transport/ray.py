@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from orchestrator.at_rest import named_key
 from orchestrator.bucket import child
 from orchestrator.core.errors import CannotGoOn
 from orchestrator.job import Job
@@ -159,6 +160,7 @@ def _assignment(
         door=asdict(options.door) if options.door else None,
         mirror=child(found.store, run_id) if found.store else None,
         notes=notes,
+        store_key=named_key(),
     )
 
 

@@ -17,15 +17,13 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from orchestrator.core.errors import BadInput, SiloLost
 from orchestrator.core.messages import (
+    AT_ONCE,
     Carrying,
-    Fetch,
     Joined,
-    Ping,
     Refused,
     Reply,
     Request,
     SiloId,
-    Stop,
 )
 from orchestrator.core.vector import Parts
 from silos.actor import IO_THREADS, SILO_LABEL, SiloActor
@@ -34,7 +32,6 @@ NAMESPACE = "siloray"
 ROLE_LABEL = "siloray.role"
 
 _LOST = (RayActorError, ObjectLostError, GetTimeoutError, TaskCancelledError)
-_AT_ONCE = (Fetch, Ping, Stop)
 
 
 def as_actor(plain: type, **options: Any) -> Any:
@@ -109,7 +106,7 @@ class RayChannel:
         return reply
 
     def _sent(self, actor: Any, silo: SiloId, request: Request) -> Any:
-        if isinstance(request, _AT_ONCE):
+        if isinstance(request, AT_ONCE):
             return actor.answer.remote(request)
         if isinstance(request, Carrying):
             model = request.model.on(self._node.get(silo, self._home))

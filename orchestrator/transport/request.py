@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from orchestrator.core.errors import BadInput
+from orchestrator.keys import PUBLIC, SIGNING_KEY, write
+from orchestrator.roster import DRIVER_NAME, check_name, decoded, encoded
 from orchestrator.transport.certificates import subject_of
-from orchestrator.transport.certs import SIGNING_KEY, TLS_KEY
-from orchestrator.transport.key_files import PUBLIC, check_absent, read, write, write_keys
-from orchestrator.transport.roster import DRIVER_NAME, check_name, decoded, encoded
+from orchestrator.transport.certs import TLS_KEY
+from orchestrator.transport.key_files import check_absent, read, write_keys
 
 REQUEST = "request.pem"
 _PROOF = b"siloray certificate request\0"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.at_rest import named_key, store_key
 from orchestrator.bucket import child
 from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.core.events import CallRefused
@@ -18,10 +19,10 @@ from orchestrator.ending import Outcome
 from orchestrator.job import Job
 from orchestrator.journal import read_journal
 from orchestrator.lease import has_driver
+from orchestrator.roster import ROSTER
 from orchestrator.transport.certs import Credentials
 from orchestrator.transport.driver_process import Assignment, DriverProcess, OwnChannel
 from orchestrator.transport.flight import FlightChannel, check_members
-from orchestrator.transport.roster import ROSTER
 from orchestrator.transport.started_runs import JOURNAL, new_id, outcome_since, place, turns
 
 LOOK_S = 0.1
@@ -157,6 +158,7 @@ def start(
     """Drive the unfinished run of this very job, or a new one. ``runs_dir`` may be the URI of a folder in a store,
     ``folder`` is that of the job document.
     Raises `BadInput`, `CannotGoOn`."""
+    store_key()  # one that cannot be used is said before anything is opened
     found = place(str(runs_dir), None if new else job.digest, run_id)
     run_dir = Path(found.folder) / (found.run_id or new_id(job))
     if has_driver(run_dir):
@@ -172,6 +174,7 @@ def start(
         notes=notes,
         folder=str((folder or Path()).absolute()),
         mirror=child(found.store, run_dir.name) if found.store else None,
+        store_key=named_key(),
     )
 
     def opened(_: Assignment, job: Job, record: Observer) -> OwnChannel:

@@ -4,10 +4,12 @@ Only these messages exist: what arrives is validated against the fields of its c
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import from_json
 
 from orchestrator.core import messages
 from orchestrator.core.messages import Reply, Request
@@ -15,12 +17,26 @@ from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Packet
 from orchestrator.transport.wire import CONTEXT, Frame, WireError, first_flaw
 
-_REQUESTS = ("Join", "Load", "Initial", "Train", "Evaluate", "Assess", "Fetch", "Ping", "Stop", "Leave")
-_REPLIES = ("Joined", "Update", "Evaluated", "Assessed", "Progress", "Piece", "Refused")
+_REQUESTS = (
+    "Join",
+    "Load",
+    "Initial",
+    "Train",
+    "Evaluate",
+    "Assess",
+    "Attack",
+    "Fetch",
+    "Ask",
+    "Ping",
+    "Stop",
+    "Leave",
+)
+_REPLIES = ("Joined", "Update", "Evaluated", "Assessed", "Attacked", "Answer", "Progress", "Piece", "Refused")
 _VECTORS = {
     "Train": "model",
     "Evaluate": "model",
     "Assess": "model",
+    "Attack": "model",
     "Load": "model",
     "Update": "packet",
     "Piece": "packet",
@@ -37,6 +53,7 @@ _BOUNDED: dict[Any, Any] = {
     dict[str, int]: dict[str, _Int],
     tuple[int, ...]: tuple[_Int, ...],
     tuple[tuple[str, int], ...]: tuple[tuple[str, _Int], ...],
+    tuple[tuple[str, str, int], ...]: tuple[tuple[str, str, _Int], ...],
     tuple[tuple[int, MetricSums], ...]: tuple[tuple[_Int, MetricSums], ...],
     tuple[tuple[str, tuple[int, ...]], ...]: tuple[tuple[str, tuple[_Int, ...]], ...],
 }
@@ -95,6 +112,7 @@ def _message(kind: str, text: str, known: tuple[str, ...], vectors: Any) -> Any:
         fields = dict(model.model_validate_json(text))
     except ValidationError as error:
         raise WireError("header", f"{kind}: {first_flaw(error)}") from None
+    _check_whole(kind, text, fields)
     if kind in _VECTORS:
         fields[_VECTORS[kind]] = vectors if vectors or kind != "Piece" else {}
     elif vectors:
@@ -102,3 +120,12 @@ def _message(kind: str, text: str, known: tuple[str, ...], vectors: Any) -> Any:
     if kind == "Refused":
         fields["reason"] = fields["reason"][:MAX_REASON]
     return getattr(messages, kind)(**fields)
+
+
+def _check_whole(kind: str, text: str, fields: Mapping[str, Any]) -> None:
+    """What is signed of its own (a receipt, a ledger's head) comes with all its fields, also those that are empty."""
+    for name, value in fields.items():
+        if dataclasses.is_dataclass(value):
+            missing = {each.name for each in dataclasses.fields(value)} - from_json(text)[name].keys()
+            if missing:
+                raise WireError("header", f"{kind}: {name}.{min(missing)}: Field required")

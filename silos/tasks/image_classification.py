@@ -1,17 +1,22 @@
 """One label per image."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from orchestrator.core.errors import BadJob
 from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.core.random import seed_of
-from orchestrator.task import Cnn, ImageClassification, TorchvisionModel, Vit
+from orchestrator.task import Cnn, ImageClassification, Logistic, Mlp, TorchvisionModel, Vit
 from silos.data import TableData
 from silos.image_files import BLOCKS_AT_HAND, EncodedImages, ImageFolder, decode
 from silos.tasks import own
+from silos.tasks.layers import mlp
 from silos.tasks.order import shuffled_blocks
 from silos.tasks.pixels import Finish, InMemory, Pixels, Shape, Streamed
 from silos.tasks.task import At, Batch, Split
@@ -37,7 +42,7 @@ class ImageClassificationTask:
         allow_code: Sequence[str] = (),
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        self._spec, self._allow_code = spec, tuple(allow_code)
+        self._spec, self._data, self._allow_code = spec, data, tuple(allow_code)
         images = {split: data.images(split) for split in _SPLITS}
         self._labels = {
             split: torch.from_numpy(data.labels(split, spec.num_classes, spec.classes)) for split in _SPLITS
@@ -68,6 +73,16 @@ class ImageClassificationTask:
         rows = self._without_single(shuffled_blocks(blocks, at, batch_size, BLOCKS_AT_HAND))
         seed = seed_of(at.seed, at.version, at.silo, at.epoch, "transforms")
         return self._batches("train", rows, seed)
+
+    def train_rows(self, rows: Sequence[Tensor], seed: int) -> Iterator[Batch]:
+        return self._batches("train", rows, seed)
+
+    def train_groups(self, column: str) -> NDArray[np.int64]:
+        if not isinstance(self._data, TableData):
+            raise BadJob(
+                f"privacy.column: a folder of images has no column '{column}'; give a table of images"
+            )
+        return self._data.groups(column)
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         rows = torch.arange(self.num_examples("test")).split(batch_size)
@@ -133,6 +148,10 @@ def image_model(
     match spec.model:
         case Cnn():
             return SmallCnn(channels, (height, width), spec.num_classes, spec.model.norm)
+        case Logistic() | Mlp():
+            hidden = spec.model.hidden if isinstance(spec.model, Mlp) else ()
+            layers = mlp(channels * height * width, hidden, spec.num_classes)
+            return nn.Sequential(OrderedDict([("flatten", nn.Flatten()), *layers.named_children()]))
         case Vit():
             return vision_transformer(spec.model, spec.num_classes, channels, (height, width))
         case TorchvisionModel():

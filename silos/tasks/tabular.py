@@ -1,6 +1,5 @@
 """Numbers and categories in columns: logistic regression and multi-layer perceptrons."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from orchestrator.task import Logistic, Mlp, Tabular
 from silos.columns import Column
 from silos.data import TableData
 from silos.tasks import own
+from silos.tasks.layers import mlp
 from silos.tasks.order import shuffled
 from silos.tasks.task import At, Batch, Split
 
@@ -45,6 +45,7 @@ class TabularTask:
         self._spec, self._data, self._allow_code = spec, data, tuple(allow_code)
         self.inputs = input_names(spec)
         """Names of the model's inputs."""
+        self._kept: dict[Split, NDArray[np.bool_]] = {}
         self.num_dropped: dict[Split, int] = {}
         """Rows left out of each split because something in them is missing."""
         self._tensors = self._prepared({split: self._read(split) for split in _SPLITS})
@@ -60,6 +61,13 @@ class TabularTask:
         inputs, labels = self._tensors["train"]
         for rows in shuffled(len(labels), at, batch_size):
             yield inputs[rows], labels[rows]
+
+    def train_rows(self, rows: Sequence[Tensor], seed: int) -> Iterator[Batch]:
+        inputs, labels = self._tensors["train"]
+        return ((inputs[each], labels[each]) for each in rows)
+
+    def train_groups(self, column: str) -> NDArray[np.int64]:
+        return self._data.groups(column)[self._kept["train"]]
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         inputs, labels = self._tensors["test"]
@@ -129,7 +137,7 @@ class TabularTask:
         """What is missing filled with ``mean`` if given; rows still incomplete left out, and counted."""
         inputs = rows.inputs if mean is None else np.where(np.isnan(rows.inputs), mean, rows.inputs)
         keep = (rows.labels >= 0) & ~np.isnan(inputs).any(axis=1)
-        self.num_dropped[split] = int((~keep).sum())
+        self._kept[split], self.num_dropped[split] = keep, int((~keep).sum())
         if split == "train" and not keep.any():
             remedy = "use 'missing_rows: mean' in silo.yaml or fewer features"
             raise BadInput(self._none_complete(rows, remedy), f"no training row is complete; {remedy}")
@@ -172,17 +180,6 @@ def tabular_model(spec: Tabular, num_inputs: int, allow_code: Sequence[str]) -> 
         case _:
             made: nn.Module = own.make(spec.model.name, allow_code, **spec.model.options)
             return made
-
-
-def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Module:
-    """Linear layers ``linear1``, ``linear2``, ..., ``head`` with ReLU between them."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, width in enumerate(hidden, start=1):
-        layers[f"linear{number}"] = nn.Linear(num_inputs, width)
-        layers[f"relu{number}"] = nn.ReLU()
-        num_inputs = width
-    layers["head"] = nn.Linear(num_inputs, num_outputs)
-    return nn.Sequential(layers)
 
 
 def score_histogram(scores: Tensor, labels: Tensor) -> Sums:

@@ -1,8 +1,10 @@
 """What a task is: a model, batches of private data, a loss and metrics. A user's own task has these methods."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.core.metrics import MetricSums
@@ -50,4 +52,19 @@ class Task(Protocol):
 
     def measure(self, model: nn.Module, batch: Batch) -> MetricSums:
         """Sums of the metrics over the batch (``loss`` and what the task is judged by); no gradient is kept."""
+        ...
+
+
+class ByRow(Task, Protocol):
+    """A task whose training rows can be had by their numbers, from 0: differential privacy (``dp_sgd``) draws them
+    itself."""
+
+    def train_rows(self, rows: Sequence[Tensor], seed: int) -> Iterator[Batch]:
+        """A batch for each tensor of row numbers, on the CPU, in the order given; ``seed`` draws what is random in
+        their preparation, for each row apart."""
+        ...
+
+    def train_groups(self, column: str) -> NDArray[np.int64]:
+        """For each training row, in their order, the number from 0 of whom it is about, as this column says. Only
+        asked for where a whole patient is protected; raises `BadInput`."""
         ...

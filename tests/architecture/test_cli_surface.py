@@ -51,7 +51,9 @@ SURFACE = {
         "--no-checks",
         "--python",
     },
+    "card": {"run", "--output", "--runs-dir"},
     "validate": {"job"},
+    "verify": {"run", "--runs-dir", "--replay", "--roster", "--driver-key", "--audit", "--json"},
     "simulate": {
         "job",
         "--speeds",
@@ -99,6 +101,11 @@ SURFACE = {
     "certs revoke": {"name", "--ca"},
     "certs show": {"path"},
     "approve": {"job", "--silo", "--revoke", "--list", "--yes"},
+    "silo key": {"path"},
+    "silo freeze": {"dataset", "--silo", "--check"},
+    "silo encrypt": {"source", "target", "--key-file"},
+    "ledger show": {"--silo", "--json"},
+    "ledger verify": {"--silo"},
     "model": {"run", "--out", "--silo", "--json"},
 }
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import orchestrator.driver as driver_module
-from orchestrator import starting
+from orchestrator import launching, starting
 from orchestrator.core import events
 from orchestrator.core.errors import SiloLost
 from orchestrator.core.messages import (
     Assess,
     Assessed,
+    Attack,
+    Attacked,
     Fetch,
     Initial,
     Join,
@@ -117,8 +118,9 @@ def expected(job: Job, meddle: Meddle | None = None) -> Told:
         {"strategy": {"name": "scaffold", "server": {"name": "adam"}}, "codec": {"name": "bf16"}},
         {"strategy": {"name": "fednova"}, "privacy": [{"name": "clip", "max_norm": 0.05}]},
         {"private": ["bias"], "combine": {"weights": "uniform"}},
+        {"combine": {"name": "secure_sum", "mode": "active"}, "rounds": {"min_updates": 3}},
     ],
-    ids=["fedavg", "scaffold-bf16", "fednova-clip", "private"],
+    ids=["fedavg", "scaffold-bf16", "fednova-clip", "private", "secure"],
 )
 def test_the_same_job_gives_the_same_bits(
     channel: Open, documents: Documents, tmp_path: Path, sections: Any
@@ -131,7 +133,7 @@ def test_the_same_job_gives_the_same_bits(
 def test_fetched_in_pieces_gives_the_same_bits(
     channel: Open, documents: Documents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver_module, "INLINE", 0)
+    monkeypatch.setattr(launching, "INLINE", 0)
     assert run(channel, job_of(), documents, tmp_path).digest == expected(job_of())[0]
 
 
@@ -365,6 +367,20 @@ def test_a_silo_assesses_a_model(channel: Open, documents: Documents) -> None:
         assert again == reply
 
     with_va(channel, documents, job_of(), work)
+
+
+def test_a_silo_attacks_a_model_and_votes(channel: Open, documents: Documents) -> None:
+    async def work(silos: Channel, model: Any) -> None:
+        header = {**HEADER, "version": 0, "model": await silos.publish(model), "model_digest": "m"}
+        request = Attack(**header, counted=-1, trainings=1, num_steps=20)
+        reply = await silos.call("va", request)
+        assert isinstance(reply, Attacked), reply
+        assert (reply.vote, reply.verdicts, reply.scores) == ("pass", {}, {}), (
+            "few rows: only the vote leaves"
+        )
+        assert await silos.call("va", request) == reply
+
+    with_va(channel, documents, job_of({}, release={"attacks": ["membership"]}), work)
 
 
 def test_a_restart_loses_the_call_and_the_join(channel: Open, documents: Documents) -> None:

@@ -149,4 +149,4 @@ def run_on(give: Give) -> Command:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    return give("run", "job.yaml", "--no-track", "--address", address, "--silos-dir", "silos")
+    return give("run", "job.yaml", "--new", "--no-track", "--address", address, "--silos-dir", "silos")

@@ -85,12 +85,12 @@ class Place:
     def folders(self) -> set[str]:
         """Names of all runs."""
         runs = self.folder / "runs"
-        return {each.name for each in runs.iterdir()} if runs.is_dir() else set()
+        return {each.name for each in runs.iterdir() if each.is_dir()} if runs.is_dir() else set()
 
     @property
     def run_dir(self) -> Path:
         """That of the only run."""
-        (found,) = (self.folder / "runs").iterdir()
+        (found,) = (each for each in (self.folder / "runs").iterdir() if each.is_dir())
         return found
 
     @property
@@ -245,7 +245,7 @@ def test_signals_while_the_run_starts(place: Place, undisturbed: str) -> None:
         gone(command.pid, ENDED_S, but=is_helper)
     last = place.run()
     assert last.end() == 0, last.told
-    newest = max((place.folder / "runs").iterdir())
+    newest = max(each for each in (place.folder / "runs").iterdir() if each.is_dir())
     assert json.loads((newest / "summary.json").read_text())["parameters_digest"] == undisturbed
 
 

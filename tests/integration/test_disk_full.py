@@ -26,7 +26,7 @@ from tests.support.federation import double_counts, journal, run_quadratic
 from tests.support.quadratic import job_of, problems
 
 DISK_BYTES = 1 << 20
-LEFT_BYTES = 100_000
+LEFT_BYTES = 120_000
 """More than the first versions need, and less than all of them."""
 
 TOTAL = 12
@@ -195,7 +195,7 @@ def test_the_command_on_a_full_disk(disk: Disk, tmp_path: Path) -> None:
     finally:
         for command in given:
             command.close()
-    (quiet,) = (tmp_path / "quiet").iterdir()
+    (quiet,) = (each for each in (tmp_path / "quiet").iterdir() if each.is_dir())
     here, there = (
         json.loads((each / "summary.json").read_text(encoding="utf-8")) for each in (run_dir, quiet)
     )

@@ -25,7 +25,9 @@ from orchestrator.driver import Driver
 from orchestrator.job import Job
 from orchestrator.task import Tabular
 from orchestrator.transport.local import LocalChannel
+from silos.config import load_silo
 from silos.configured_site import ConfiguredSite
+from silos.data import open_data
 from silos.silo import Silo
 from silos.tasks.tabular import TabularTask
 from tests.support.federation import Ended, double_counts, federate, journal
@@ -76,8 +78,8 @@ def pooled_rows() -> tuple[np.ndarray, np.ndarray]:
     spec = Tabular.model_validate({**SPEC, "standardise": False})
     with scratch() as folder:
         hospitals(folder)
-        sites = [ConfiguredSite(folder / f"{name}.yaml") for name in HOSPITALS]
-        raw = [TabularTask(spec, site._data("heart")) for site in sites]
+        described = [load_silo(folder / f"{name}.yaml").datasets["heart"] for name in HOSPITALS]
+        raw = [TabularTask(spec, open_data(each, folder)) for each in described]
     train = torch.cat([task._tensors["train"][0] for task in raw]).double()
     rows, labels = (torch.cat([task._tensors["test"][i] for task in raw]) for i in (0, 1))
     return ((rows.double() - train.mean(0)) / (train.std(0) + 1e-9)).numpy(), labels.numpy() > 0.5

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.at_rest import MAGIC, STORE_KEY, make_key
 from orchestrator.core.events import EVENT, SiloJoined
 from orchestrator.summary import read_summary
 from tests.integration.conftest import write_silos
@@ -82,9 +83,9 @@ class Shell:
         """A command with the cluster's address."""
         return self.give(name, *arguments, "--address", self.cluster.address)
 
-    def submit(self, *more: str) -> Command:
+    def submit(self, *more: str, **environ: str) -> Command:
         own = ("--address", self.cluster.dashboard, "--python", sys.executable, "--no-track")
-        return self.give("submit", "job.yaml", *own, *more)
+        return self.give("submit", "job.yaml", *own, *more, **environ)
 
     def rows(self) -> list[dict[str, Any]]:
         listed = self.ask("list", "--json")
@@ -141,12 +142,13 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> s
     (shell.folder / "silos").mkdir()
     (shell.folder / "silos" / "secret.csv").write_text("private")
     try:
+        before = len(shell.rows())
         first = shell.submit()
         assert first.end() == 0, first.told
         assert "done: all 6 rounds are closed" in first.out
         again = shell.submit()
         assert again.end() == 0 and "is done" in again.out, again.told
-        (row,) = shell.rows()
+        (row,) = shell.rows()[before:]
         assert row["status"] == "done" and row["version"] == TOTAL
         packages = list(Path(cluster.temp).glob("session_latest/**/working_dir_files/*/job.yaml"))
         assert packages and not list(Path(cluster.temp).glob("session_latest/**/secret.csv"))
@@ -165,6 +167,23 @@ def test_another_token_or_new_submits_it_again(shell: Shell, undisturbed: str) -
     done = [row for row in shell.rows() if row["status"] == "done"]
     assert len(done) == 3
     assert read_summary(shell.last())["parameters_digest"] == undisturbed
+
+
+def test_checkpoints_are_encrypted_with_the_key_that_is_named_where_it_is_submitted(
+    shell: Shell, cluster: Cluster
+) -> None:
+    """Its file is on the driver's node; one that is not there leaves no run, and the same command goes on."""
+    write_job(shell.folder, total=2)
+    known, key = len(shell.rows()), cluster.folder / "store.key"
+    refused = shell.submit(**{STORE_KEY: str(key)})
+    assert refused.end() == 2, refused.told
+    assert f"{key}: the key cannot be read: No such file or directory" in refused.told
+    assert len(shell.rows()) == known
+    make_key(key)
+    done = shell.submit(**{STORE_KEY: str(key)})
+    assert done.end() == 0, done.told
+    vectors = list(shell.last().rglob("*.safetensors"))
+    assert len(vectors) == 3 and all(each.read_bytes().startswith(MAGIC) for each in vectors)
 
 
 def test_a_stopped_job_leaves_a_run_that_a_later_shell_goes_on_with(
@@ -383,7 +402,7 @@ def test_last_is_the_run_at_work_and_hints_work_as_they_are_typed(
     elsewhere = Shell(shell.cluster, tmp_path / "elsewhere")
     stopped = elsewhere.ask("stop", "last")
     assert stopped.end(40) == 0, stopped.told
-    (run_dir,) = runs.iterdir()
+    (run_dir,) = (each for each in runs.iterdir() if each.is_dir())
     hint = re.search(r"'siloray (resume .*)'", stopped.out)
     assert hint is not None and run_dir.name in hint[1], stopped.told
     resumed = elsewhere.give(*shlex.split(hint[1]))

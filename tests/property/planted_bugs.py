@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-import orchestrator.driver as driver_module
 import orchestrator.transport.local as local_module
-from orchestrator import pipeline, weighing
+from orchestrator import pipeline, receiving, weighing
 from orchestrator.core.messages import CohortInfo
 from orchestrator.core.rounds import RoundPolicy, Rounds
 from orchestrator.disk import OsFileSystem
@@ -22,8 +21,8 @@ from orchestrator.job import Job
 from orchestrator.scoreboard import Scoreboard
 from orchestrator.strategies.base import Averaging
 from orchestrator.strategies.fedavg import FedAvg
-from silos.silo import Silo
 from silos.state import SiloState
+from silos.training import Training
 from tests.contract import test_contract
 from tests.contract.conftest import local, write_documents
 from tests.property import test_driver
@@ -165,15 +164,15 @@ def newest_state(self: SiloState, version: int) -> Any:
     return dict(safetensors.numpy.load_file(self._path(versions[-1]))) if versions else {}
 
 
-honest_train = Silo._train
+honest_train = Training.train
 
 
-def trains_again(self: Silo, request: Any, run: Any) -> Any:
-    self._outbox.make_room()
+def trains_again(self: Training, request: Any, run: Any) -> Any:
+    self.outbox.make_room()
     return honest_train(self, request, run)
 
 
-honest_flaw = driver_module.flaw
+honest_flaw = receiving.flaw
 
 
 def header_unread(job: Job, update: Any, expected: Any) -> Any:
@@ -245,7 +244,7 @@ bug(
     is_gradient_descent,
     (weighing, "shares_of", lambda updates: [1 / len(updates)] * len(updates)),
 )
-bug("the fold writes over the model", is_gradient_descent, (GlobalModel, "_buffer", one_buffer))
+bug("the fold writes over the model", is_gradient_descent, (GlobalModel, "room", one_buffer))
 bug(
     "the discount is in the weight, where it cancels",
     alone_and_stale_counts_less,
@@ -254,9 +253,9 @@ bug(
 bug(
     "no gate for the header",
     refused_is_absent("fedavg", "other model"),
-    (driver_module, "flaw", header_unread),
+    (receiving, "flaw", header_unread),
 )
-bug("no gate at all", refused_is_absent("fedavg", "weight -1"), (driver_module, "flaw", lambda *_: None))
+bug("no gate at all", refused_is_absent("fedavg", "weight -1"), (receiving, "flaw", lambda *_: None))
 bug(
     "no gate for the numbers", refused_is_absent("fedavg", "nan"), (pipeline, "squared_norm", lambda row: 0.0)
 )
@@ -276,7 +275,7 @@ bug(
     (SiloState, "after", newest_state),
 )
 bug("a silo's state is lost", scaffold_has_no_bias, (SiloState, "after", lambda self, version: {}))
-bug("a silo trains again instead of sending what it has", trains_once, (Silo, "_train", trains_again))
+bug("a silo trains again instead of sending what it has", trains_once, (Training, "train", trains_again))
 bug("a resumed run skips a version", resumes("round.closed", 2), (GlobalModel, "restore", one_version_on))
 bug(
     "a resumed run forgets the server's momentum",

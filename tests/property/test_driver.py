@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import orchestrator.driver as driver_module
+from orchestrator import launching
 from orchestrator.core import events
 from orchestrator.core.faults import FAULT_POINTS, FaultInjected, arm
 from orchestrator.core.messages import Piece, Ping, Refused, Reply, Request, Train, Update
@@ -213,7 +213,7 @@ def test_fetched_in_pieces_or_sent_along_is_the_same(
     made = problems()
     job = job_of(made, total=3, codec={"name": codec}, **named(strategy))
     inline = run_quadratic(job, made, tmp_path / "inline")
-    monkeypatch.setattr(driver_module, "INLINE", 0)
+    monkeypatch.setattr(launching, "INLINE", 0)
     assert run_quadratic(job, made, tmp_path / "fetched").bits == inline.bits
 
 
@@ -324,6 +324,13 @@ BENDS: dict[str, tuple[str, Callable[[Update], Reply]]] = {
     "odd metrics": ("metrics", changed(metrics={"loss": Sums("auc", (1.0, 2.0, 3.0, 4.0))})),
     "no sums": ("metrics", changed(metrics={"loss": 3.0})),
     "half sums": ("metrics", changed(metrics={"loss": Sums("mean", (3.0,))})),
+    "one bit": ("receipt", packed(lambda x: (x.view(np.uint32) ^ np.uint32(1)).view(np.float32))),
+    "no receipt": ("receipt", changed(receipt=None)),
+    "other receipt": (
+        "receipt",
+        lambda made: replace(made, receipt=replace(made.receipt, update="0" * 64)),
+    ),
+    "another model": ("receipt", changed(received="1" * 64)),
     "nan scalars": ("nonfinite", lambda made: replace(made, scalars={**made.scalars, "path": math.nan})),
     "extra scalars": ("schema", lambda made: replace(made, scalars={**made.scalars, "extra": 1.0})),
     "nan seconds": ("schema", changed(seconds={"train": math.nan})),
@@ -369,7 +376,7 @@ def check_refusal(strategy: str, silo: str, plan: Mapping[int, str], inline: boo
     """Oracle 13: refused is the same as absent, to the bit, whatever the strategy keeps at the silo."""
     with scratch() as folder, pytest.MonkeyPatch.context() as patch:
         if not inline:
-            patch.setattr(driver_module, "INLINE", 0)
+            patch.setattr(launching, "INLINE", 0)
         makers = bent(
             sites(problems(), folder / "silos"), silo, {v: BENDS[what][1] for v, what in plan.items()}
         )
@@ -412,12 +419,12 @@ def test_whatever_a_silo_sends(strategy: str, silo: str, plan: dict[int, str]) -
     check_refusal(strategy, silo, plan)
 
 
-@pytest.mark.parametrize("what", ["nan", "1e30", "shorter", "float64", "extra keys", "too long"])
+@pytest.mark.parametrize("what", ["nan", "1e30", "shorter", "float64", "extra keys", "too long", "one bit"])
 def test_what_is_fetched_is_examined_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """The packet stays at the silo; what comes in pieces is bent there."""
-    monkeypatch.setattr(driver_module, "INLINE", 0)
+    monkeypatch.setattr(launching, "INLINE", 0)
     site_of = sites(problems(), tmp_path / "silos")
     makers: dict[str, Any] = dict(silo_makers(site_of))
     honest = makers["s1"]
@@ -492,7 +499,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 def check_losses(planned: Mapping[tuple[str, str, int], str], undisturbed: Ended) -> Ended:
     with scratch() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver_module, "INLINE", 0)
+        patch.setattr(launching, "INLINE", 0)
         ended = run_quadratic(
             loss_job(), problems(), folder, channel=lambda start: LossyChannel(start, planned), limit_s=25
         )

@@ -18,7 +18,7 @@ import pytest
 from orchestrator.core import events
 from orchestrator.core.faults import FAULT_POINTS
 from tests.support.federation import double_counts, journal
-from tests.support.quadratic_run import JOB, run
+from tests.support.quadratic_run import JOB, SEALED, run
 
 COMMAND = [sys.executable, "-m", "tests.support.quadratic_run"]
 
@@ -59,6 +59,16 @@ def test_killed_at_every_point(tmp_path: Path, undisturbed: str) -> None:
     assert ends == {-signal.SIGKILL: len(faults)}
     for each in results:
         assert each["again"] == 0, each
+        check(tmp_path / each["fault"].replace(":", "-"), each["digest"], undisturbed)
+
+
+def test_killed_in_a_sealed_sum(tmp_path: Path) -> None:
+    """Also after silos have told their shares: the driver that goes on gets the same sum of the same silos."""
+    undisturbed = run(tmp_path / "undisturbed", SEALED).digest
+    faults = ["sum.keys:1", "sum.peers:1", "sum.seal:1", "sum.seal:3", "sum.unmask:1", "sum.unmask:2"]
+    done = subprocess.run([*COMMAND, str(tmp_path), *faults], capture_output=True, text=True, check=True)
+    for each in map(json.loads, done.stdout.splitlines()):
+        assert (each["killed"], each["again"]) == (-signal.SIGKILL, 0), each
         check(tmp_path / each["fault"].replace(":", "-"), each["digest"], undisturbed)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from orchestrator import checkpoints, journal
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.journal import Journal, JournalDamaged
+from orchestrator.journal import Head, Journal, JournalDamaged, digest_of
 from orchestrator.store import NothingUsable, Recovered, Store, checkpoint_name, read_journal
 from tests.property.crash_fs import Crash, CrashFileSystem
 
@@ -47,6 +47,8 @@ class Run:
         """Version and seed of every round that counts."""
         self.attempts: list[tuple[int, int]] = []
         """Rounds after those whose commit was interrupted; one of them may count."""
+        self.heads: set[Head] = set()
+        """Shown to others, who will look for them in the journal."""
         self.acked: set[int] = set()
         self.refused: set[int] = set()
         self.notes = self.rewinds = self.epoch = 0
@@ -96,6 +98,7 @@ class Run:
         """Each round once and in order; every acknowledged note; nothing taken back, unless a disk rotted."""
         events = [event for _, event in self.store.events()]
         assert events == read_journal(ROOT / "journal.jsonl", fs=self.fs)[0]
+        self.check_heads()
         rounds: list[tuple[int, int]] = []
         for event in events:
             if event["type"] == "rewound":
@@ -106,6 +109,13 @@ class Run:
         assert sum(event["type"] == "rewound" for event in events) == self.rewinds
         notes = [event["note"] for event in events if event["type"] == "note"]
         assert notes == sorted(set(notes)) and self.acked <= set(notes) and not self.refused & set(notes)
+
+    def check_heads(self) -> None:
+        """Whoever has seen a head finds it on the chain."""
+        lines = self.fs.read(ROOT / "journal.jsonl").split(b"\n")
+        self.heads.add(self.store.head)
+        for head in self.heads - {Head()}:
+            assert head.length < len(lines) and digest_of(lines[head.length - 1]) == head.digest
 
     def commit(self, seed: int) -> None:
         """One round; on Crash or OSError it stays an attempt."""
@@ -281,6 +291,11 @@ def folders_are_not_synced(patch: pytest.MonkeyPatch) -> None:
 def journal_lines_are_not_synced(patch: pytest.MonkeyPatch) -> None:
     write = Journal.write
     patch.setattr(Journal, "write", lambda self, event, commit=None, **_: write(self, event, commit))
+
+
+@planted
+def heads_are_shown_before_they_are_durable(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Journal, "head", property(lambda self: Head(self._last, self._count)))
 
 
 @planted

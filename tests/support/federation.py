@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.at_rest import store_key
 from orchestrator.core import events
 from orchestrator.core.errors import SiloLost
 from orchestrator.core.events import Event
@@ -17,6 +18,7 @@ from orchestrator.core.messages import Refused, Reply, Request, Train, Update
 from orchestrator.driver import Driver
 from orchestrator.ending import Outcome
 from orchestrator.job import Job
+from orchestrator.keys import Signer
 from orchestrator.store import Store
 from orchestrator.transport.local import Handles, LocalChannel
 from tests.support.quadratic import PlainSite, Quadratic, silo_makers, sites
@@ -74,6 +76,7 @@ def federate(
     channel: Callable[[Makers], LocalChannel] = LocalChannel,
     limit_s: float = 30.0,
     during: Callable[[Driver, LocalChannel, Event], None] = lambda *_: None,
+    signer: Signer | None = None,
 ) -> Ended:
     """Run the job to its end, or go on with it; a run that hangs fails after ``limit_s``.
 
@@ -86,7 +89,8 @@ def federate(
         seen.append(event)
         during(driver, silos, event)
 
-    driver = Driver(job, silos, Store(folder / "runs" / run_id), run_id, observe=observe)
+    store = Store(folder / "runs" / run_id, keep=job.keep.newest, key=store_key(), signer=signer)
+    driver = Driver(job, silos, store, run_id, observe=observe)
     began = time.perf_counter()
     try:
         outcome = asyncio.run(asyncio.wait_for(driver.run(), limit_s))

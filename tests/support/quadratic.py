@@ -7,18 +7,24 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from orchestrator.at_rest import Key
 from orchestrator.core.messages import CohortInfo, Judged
 from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.core.protocols import LocalRun, Report
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
+from orchestrator.privacy.sealing import Rules
+from silos.identity import Identity
+from silos.metrics_rule import MetricsRule
 from silos.silo import Silo
 from silos.site import Assessment, Guard, Order, OwnModel, Tick, Trained
+from silos.spending import Spend
 from silos.state import Kept
 
 
@@ -133,6 +139,12 @@ class QuadraticTrainer:
         models = {"global": Judged(self.evaluate(order), {}, {}, {})}
         return Assessment(models=models, curve=(), accepted=0, num_steps=0, seconds={})
 
+    def most(self, version: int) -> Spend | None:
+        return None
+
+    def spends(self, order: Order) -> Spend | None:
+        return None
+
     def train(self, order: Order) -> Trained:
         metrics = self.evaluate(order)
         np.copyto(self.buffer, order.received["params"])
@@ -165,8 +177,14 @@ class PlainSite:
     refusal: str | None = None
     data: str = "data"
     guard: Guard = field(default_factory=Guard)
+    key: Key | None = None
+    metrics_rule: MetricsRule = field(default_factory=MetricsRule)
     kept: dict[str, tuple[OwnModel, Mapping[str, Any]]] = field(default_factory=dict)
     """Models by run, and what is known of them."""
+
+    @cached_property
+    def identity(self) -> Identity:
+        return Identity.kept(self.name, self.folder / "keys" / self.name)
 
     def review(self, job: Job) -> str | None:
         return self.refusal
@@ -185,11 +203,31 @@ class PlainSite:
     def fingerprint(self, job: Job) -> str:
         return f"{self.data} of {self.name}"
 
+    def files_fingerprint(self, job: Job) -> str:
+        return self.fingerprint(job)
+
     def release(self, metrics: MetricSums) -> MetricSums:
+        return metrics if self.metrics_rule.mode in ("open", "noised") else {}
+
+    def release_in_sums(self, metrics: MetricSums) -> MetricSums:
         return metrics
+
+    @property
+    def sum_rules(self) -> Rules:
+        return Rules()
 
     def counts(self, trainer: Any) -> dict[str, int]:
         return trainer.num_examples
+
+    def quarantined(self) -> dict[str, int]:
+        return {}
+
+    def labels(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def own_folder(self) -> Path:
+        return self.folder / self.name
 
     def state_folder(self, run_id: str) -> Path:
         return self.folder / self.name / run_id

@@ -141,7 +141,7 @@ class Served:
     @property
     def run_dir(self) -> Path:
         """That of the only run."""
-        (found,) = (self.folder / "runs").iterdir()
+        (found,) = (each for each in (self.folder / "runs").iterdir() if each.is_dir())
         return found
 
     @property

@@ -37,6 +37,7 @@ def write_silo(**policy: Any) -> None:
     known = {"approval": "required", "allow_code": ["ours"], **policy}
     document = {"name": "a", "datasets": {"heart": {"path": "x.csv"}}, "policy": known}
     Path("silo.yaml").write_text(yaml.safe_dump(document))
+    Path("x.csv").write_text("age,chol,num\n63,233,0\n37,250,1\n")
 
 
 def write_job(document: dict[str, Any]) -> Job:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.core.messages import Assess, Assessed, Evaluated, Joined, Leave, Refused, Update
-from silos.ledger import Ledger
+from silos.job_counts import JobCounts
 from silos.silo import Silo
 from tests.support.guarded import JOB, MODEL, RUN, Clock, evaluate, guarded, join, lines, refusal, train
 from tests.support.quadratic import PlainSite, job_of, problems
@@ -158,14 +158,14 @@ def test_without_a_limit_nothing_is_counted(site: PlainSite, clock: Clock) -> No
 
 
 def test_a_torn_write_leaves_the_entry_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger(tmp_path, lambda: 5.0)
+    ledger = JobCounts(tmp_path, lambda: 5.0)
     ledger.join("job")
     assert ledger.begin("job", "trained", "a", 2)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _no_space)
         with pytest.raises(ValueError, match="cannot be written"):
             ledger.begin("job", "trained", "b", 2)
-    ledger = Ledger(tmp_path, lambda: 9.0)
+    ledger = JobCounts(tmp_path, lambda: 9.0)
     assert ledger.first_join("job") == 5.0 and ledger.begin("job", "trained", "b", 2)
     assert not ledger.begin("job", "trained", "c", 2) and ledger.begin("job", "trained", "a", 2)
 

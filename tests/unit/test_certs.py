@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from orchestrator.core.errors import BadInput
+from orchestrator.keys import pem
+from orchestrator.roster import encoded
 from orchestrator.transport.authority import Authority
 from orchestrator.transport.certs import Credentials, LiveRoster, Roster, verify
-from orchestrator.transport.key_files import pem
 from orchestrator.transport.request import Request, make_request
-from orchestrator.transport.roster import encoded
 
 NOW = dt.datetime.now(dt.UTC)
 

@@ -73,6 +73,17 @@ def test_validate_says_what_the_job_asks_for(job: Path) -> None:
     assert result.stderr == ""
 
 
+def test_validate_says_what_noise_costs(job: Path) -> None:
+    steps = [{"name": "clip", "max_norm": 1}, {"name": "gaussian", "target_epsilon": 2}]
+    job.write_text(yaml.safe_dump({**DOCUMENT, "privacy": steps, "combine": {"weights": "uniform"}}))
+    last = call("validate", job).stdout.splitlines()[-1]
+    assert last.startswith("privacy spent by a silo in all 3 versions: as a silo epsilon 2 (RDP 2.17")
+    assert last.endswith("at delta 1e-05, with noise multiplier 3.453")
+    steps[1] |= {"target_epsilon": 1e-9, "delta": 1e-12}
+    job.write_text(yaml.safe_dump({**DOCUMENT, "privacy": steps, "combine": {"weights": "uniform"}}))
+    assert "no noise multiplier up to 1e+06 keeps epsilon within 1e-09" in one_line(call("validate", job), 2)
+
+
 def test_validate_warns_of_what_is_probably_not_meant(job: Path) -> None:
     adaptive = {**DOCUMENT, "strategy": {"name": "fednova"}, "local": {"optimizer": {"name": "adam"}}}
     job.write_text(yaml.safe_dump(adaptive))

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import (
 from typer.testing import CliRunner
 
 from orchestrator.cli.main import app
+from orchestrator.roster import Roster
 from orchestrator.transport.authority import Authority
 from orchestrator.transport.certs import Credentials
-from orchestrator.transport.roster import Roster
 
 
 @pytest.fixture(autouse=True)

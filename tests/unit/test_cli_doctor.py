@@ -72,6 +72,18 @@ def test_disk_of_a_folder_that_is_not_there_yet(
     assert checks.disk(tmp_path / "a" / "b").level == level
 
 
+def test_where_a_ray_that_starts_here_writes_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for environ, folder in (
+        ({}, "/tmp/ray"),
+        ({"RAY_TMPDIR": "/fast"}, "/fast/ray"),
+        ({"RAY_TMPDIR": "/fast", "RAY_object_spilling_directory": "/crypt"}, "/crypt"),
+    ):
+        assert checks.spill_folder(environ) == Path(folder)
+    for clear, level in ((True, "warn"), (False, "pass")):
+        monkeypatch.setattr(checks, "in_the_clear", lambda _, clear=clear: clear)
+        assert checks.spilling(Path("/crypt")).level == level
+
+
 def test_a_token_is_asked_for_on_a_cluster(tmp_path: Path) -> None:
     def levels(environ: dict[str, str], on_cluster: bool) -> str:
         return checks.authentication(environ, on_cluster, tmp_path).level

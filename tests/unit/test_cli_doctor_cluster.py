@@ -1,5 +1,6 @@
 """What ``siloray doctor`` and ``run`` make of a cluster's nodes, on facts made for it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from orchestrator.cli import cluster_checks, home_checks, node_checks, node_fact
 from orchestrator.cli.checks import Check
 from orchestrator.cli.node_facts import Facts
 from orchestrator.cli.probe import Report
+from orchestrator.cli.volumes import in_the_clear
 from orchestrator.job import Job
 from silos.configured_site import ConfiguredSite
 
@@ -239,6 +241,31 @@ def test_token_and_tls_are_asked_for_where_there_is_a_network() -> None:
     assert levels(report(token=False)) == ["warn", "pass"]
     assert levels(report(token=False), report(host=other)) == ["fail", "pass"]
     assert levels() == []
+
+
+def test_spilling_in_the_clear_is_a_warning_with_the_place() -> None:
+    said = {
+        each.what: each for each in node_checks.all_nodes([report(spills_to="/tmp/ray"), report(host="b")])
+    }
+    spilled = said["spilled objects"]
+    assert spilled.level == "warn" and "/tmp/ray on node 10.0.0.2" in spilled.found
+    assert "--object-spilling-directory on an encrypted volume" in spilled.remedy
+    assert not [each for each in node_checks.all_nodes([report()]) if each.what == "spilled objects"]
+
+
+def test_an_encrypted_volume_is_told_from_others(tmp_path: Path) -> None:
+    number = f"{os.major(tmp_path.stat().st_dev)}:{os.minor(tmp_path.stat().st_dev)}"
+    mounts, block = tmp_path / "mounts", tmp_path / "block"
+    mounts.write_text("/dev/x / ext4 rw 0 0\n")
+    assert in_the_clear(tmp_path / "not" / "there", block, mounts)
+    (block / number / "slaves" / "dm-1" / "dm").mkdir(parents=True)
+    assert in_the_clear(tmp_path, block, mounts)
+    (block / number / "slaves" / "dm-1" / "dm" / "uuid").write_text("CRYPT-LUKS2-abc\n")
+    assert not in_the_clear(tmp_path, block, mounts), "LVM on an encrypted volume"
+    (block / number / "slaves" / "sda").mkdir()
+    assert in_the_clear(tmp_path, block, mounts), "half of it on another"
+    mounts.write_text(f"/dev/x / ext4 rw 0 0\ntmpfs {tmp_path} tmpfs rw 0 0\n")
+    assert not in_the_clear(tmp_path, block, mounts)
 
 
 def test_a_cluster_that_does_not_answer_fails_soon() -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from orchestrator.at_rest import STORE_KEY
 from orchestrator.cli.ending import conclude
 from orchestrator.cli.main import app
 from orchestrator.ending import Outcome
@@ -102,6 +103,14 @@ def test_a_port_that_is_taken_meanwhile_leaves_no_run(
     conclude(here / "runs" / "r", outcome, [], as_json=False)
     told = capfd.readouterr()
     assert told.err == f"siloray: failed: {outcome.reason}\n" and told.out == ""
+
+
+def test_a_key_that_cannot_be_used_leaves_no_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster, where the driver's node alone can tell."""
+    monkeypatch.setenv(STORE_KEY, str(here / "none.key"))
+    outcome = driven(here, lambda *_: Line())
+    assert outcome.exit_code == 2 and "none.key: the key cannot be read" in outcome.reason
+    assert not (here / "runs").exists()
 
 
 class Line:

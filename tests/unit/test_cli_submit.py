@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from orchestrator.at_rest import STORE_KEY
 from orchestrator.cli.main import app
 from tests.unit.test_cli import DOCUMENT, call, one_line
 from tests.unit.test_cli import transport as transport
@@ -144,6 +146,32 @@ def test_a_place_that_ray_would_delete_is_refused(
     if refused:
         assert f"{option} {text}: on the driver's node" in one_line(result, 2)
     assert result.exit_code == (2 if refused else 0) and len(jobs.asked) == (0 if refused else 1)
+
+
+def test_the_place_of_the_key_is_given_there_and_the_key_is_not(
+    job: Path, jobs: type[Played], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STORE_KEY, "/etc/siloray/our store.key")
+    assert submit(job).exit_code == 0
+    ((_, command, _),) = jobs.asked
+    assert shlex.split(command)[:3] == ["env", f"{STORE_KEY}=/etc/siloray/our store.key", "python"]
+    jobs.asked.clear()
+    monkeypatch.setenv(STORE_KEY, "store.key")
+    assert f"{STORE_KEY}=store.key: the driver's node has the key's file" in one_line(submit(job), 2)
+    monkeypatch.setenv(STORE_KEY, "ab" * 32)
+    assert "abab" not in one_line(submit(job), 2)
+    assert jobs.asked == []
+
+
+def test_no_password_is_sent_noted_or_given_to_another_process(job: Path, jobs: type[Played]) -> None:
+    for command, option in (
+        ("submit", "--tracking-uri"),
+        ("submit", "--runs-dir"),
+        ("run", "--tracking-uri"),
+    ):
+        said = one_line(CliRunner().invoke(app, [command, str(job), option, "https://me:secret@host/x"]), 2)
+        assert "https://host/x: a password does not belong into a URI" in said and "secret" not in said
+    assert jobs.asked == []
 
 
 def test_ctrl_c_leaves_and_does_not_pass_for_success(job: Path, jobs: type[Played]) -> None:

@@ -38,6 +38,11 @@ def write(folder: Path, name: str = "a", data: str = "rows.csv", **policy: Any) 
     return path
 
 
+def approved(site: ConfiguredSite) -> Approvals:
+    site.approve(JOB, "somebody", "today", code_digests(JOB), {"heart": site.manifest("heart")})
+    return Approvals(site.own_folder)
+
+
 def asked(silo: Silo) -> dict[str, Request]:
     """All that may be asked in a run, by what it is."""
     run = silo._run
@@ -89,10 +94,33 @@ def test_metrics_are_those_that_may_leave_now(tmp_path: Path) -> None:
     assert isinstance(reply, Update) and reply.metrics == reply.train_metrics == {}
 
 
+@pytest.mark.parametrize("mode", ["none", "summed"])
+def test_a_rule_on_metrics_binds_a_run_in_hand(tmp_path: Path, mode: str) -> None:
+    silo = joined(write(tmp_path))
+    write(tmp_path, metrics=mode)
+    reply = silo.handle(asked(silo)["train"])
+    if mode == "summed":
+        assert isinstance(reply, Refused) and "(policy.metrics: summed)" in reply.reason
+    else:
+        assert isinstance(reply, Update) and reply.metrics == reply.train_metrics == {}
+
+
+def test_noised_metrics_are_charged_to_the_ledger(tmp_path: Path) -> None:
+    """Of real rows: 20, of which a handful is for the test."""
+    silo = joined(write(tmp_path, metrics="noised", metrics_noise_multiplier=0.2))
+    reply = silo.handle(asked(silo)["train"])
+    assert (
+        isinstance(reply, Update)
+        and reply.metrics.keys() <= {"accuracy", "auc"}
+        and reply.train_metrics == {}
+    )
+    (line,) = (tmp_path / ".siloray" / "a" / "ledger" / "spent.jsonl").read_text().splitlines()
+    assert '"part":"test"' in line and '"sigma":0.2' in line and reply.privacy["epsilon"] > 20
+
+
 def test_an_approval_that_is_revoked_binds_a_run_in_hand(tmp_path: Path) -> None:
     path = write(tmp_path, approval="required")
-    approvals = Approvals(ConfiguredSite(path).own_folder)
-    approvals.add(JOB, "somebody", "today", code_digests(JOB))
+    approvals = approved(ConfiguredSite(path))
     silo = joined(path)
     assert isinstance(silo.handle(asked(silo)["train"]), Update)
     approvals.remove(JOB)
@@ -142,12 +170,20 @@ def test_another_run_gets_the_data_that_the_document_names_now(tmp_path: Path) -
 def test_a_run_does_not_touch_what_else_the_silo_keeps(tmp_path: Path, run_id: str) -> None:
     path = write(tmp_path, approval="required", max_rounds=5)
     site = ConfiguredSite(path)
-    Approvals(site.own_folder).add(JOB, "somebody", "today", code_digests(JOB))
+    approved(site)
     silo = Silo(site)
     request = Join(run_id=run_id, epoch=1, job=JOB.model_dump_json(), job_digest=JOB.digest)
     assert isinstance(silo.handle(request), Joined)
     kept = {each.name for each in site.own_folder.iterdir()}
-    assert kept == {"approvals.json", "audit.jsonl", "jobs", "runs"}
+    assert kept == {
+        "approvals.json",
+        "audit.jsonl",
+        "identity.key",
+        "jobs",
+        "runs",
+        "manifest.key",
+        "manifests",
+    }
     assert not isinstance(silo.handle(Leave(run_id=run_id, epoch=1, finished=True)), Refused)
     assert kept == {each.name for each in site.own_folder.iterdir()} and not list(
         (site.own_folder / "runs").iterdir()

@@ -45,6 +45,7 @@ def test_numbers_with_exponents_are_numbers(tmp_path: Path, text: str, value: fl
         ("- a\n", "expected a mapping of keys to values, got list"),
         ("", "expected a mapping of keys to values, got NoneType"),
         ("inner: {raet: 1}", "inner.raet: unknown key; did you mean 'rate'?"),
+        ("inner: {count: 1}", "inner.count: unknown key here"),
         ("count: many", "count: "),
         ("inner: 3", "inner: expected a mapping, got 3"),
         ("inner: {names: x}", "inner.names: expected a list"),

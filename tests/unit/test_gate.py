@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from orchestrator.core.messages import LedgerHead
 from orchestrator.core.metrics import Sums
 from orchestrator.gate import Expected, flaw, initial_flaw
 from orchestrator.job import Job
+from orchestrator.keys import Signer
+from orchestrator.receipts import signed
 from tests.support.quadratic import job_of
-from tests.support.updates import update
+from tests.support.updates import KEY, known_of, receipt_of, receipted, update
 
 JOB = job_of(["a", "b"])
 NOVA = job_of(["a", "b"], strategy={"name": "fednova"})
@@ -23,7 +27,8 @@ def good(job: Job = JOB, **given: Any) -> Any:
     layout = (("delta", 3), ("control", 3)) if job is SCAFFOLD else (("delta", 3),)
     packet = {"values": np.ones(sum(size for _, size in layout), np.float32)}
     known = {"job_digest": job.digest, "scalars": scalars, "layout": layout, "packet": packet}
-    return replace(update("a", 4, **known), **given)
+    made = receipted(update("a", 4, **known), salted=job.sums is not None)
+    return replace(made, **given)
 
 
 def expected(job: Job = JOB, **given: Any) -> Expected:
@@ -36,7 +41,7 @@ def expected(job: Job = JOB, **given: Any) -> Expected:
         "model_digest": "lineage",
         "layout": layout,
     }
-    return Expected(**{**known, "num_examples": 10, **given})
+    return Expected(**{**known, "num_examples": 10, "receipt": known_of(good(job)), **given})
 
 
 @pytest.mark.parametrize("job", [JOB, NOVA, SCAFFOLD])
@@ -55,6 +60,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "a driver to come": ("epoch", {"epoch": 2}),
     "an old version": ("stale", {"version": 3}),
     "a version to come": ("stale", {"version": 5}),
+    "another training than the one asked for": ("foreign", {"draw": 1}),
     "no parts": ("schema", {"layout": ()}),
     "a larger part": ("schema", {"layout": (("delta", 4),)}),
     "another part": ("schema", {"layout": (("params", 3),)}),
@@ -90,6 +96,14 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "bfloat16's bits": ("schema", {"packet": {"values": np.ones(3, np.uint16)}}),
     "objects": ("schema", {"packet": {"values": np.array([None] * 3, object)}}),
     "a list": ("schema", {"packet": {"values": [1.0, 2.0, 3.0]}}),
+    "no receipt": ("receipt", {"receipt": None}),
+    "a ledger that the receipt does not have": ("receipt", {"ledger": LedgerHead(3, "4" * 64)}),
+    "no digest of the model": ("schema", {"received": "0" * 63}),
+    "NaN for a privacy loss": ("schema", {"privacy": {"epsilon": math.nan}}),
+    "other settings": ("schema", {"settings": "6" * 64}),
+    "hidden metrics that are in no sum": ("metrics", {"hidden": ("auc",)}),
+    "metrics for the sum of no size": ("metrics", {"summed": (("loss", "mean", 0),)}),
+    "metrics for the sum of an absurd size": ("metrics", {"summed": (("loss", "mean", 1 << 17),)}),
 }
 
 
@@ -99,6 +113,45 @@ def test_a_bad_update_is_refused_with_its_code(what: str) -> None:
     found = flaw(JOB, good(**given), expected())
     assert found is not None and found[0] == code, found
     assert "\n" not in found[1] and len(found[1]) < 500
+
+
+OTHER = Signer(Ed25519PrivateKey.from_private_bytes(bytes(32)))
+RECEIPTS: dict[str, dict[str, Any]] = {
+    "of another silo": {"silo": "b"},
+    "of another run": {"run_id": "other"},
+    "of another job": {"job_digest": "x"},
+    "of another round": {"version": 3},
+    "of another attempt": {"attempt": 2},
+    "of an older driver": {"epoch": 0},
+    "of another model": {"received": "1" * 64},
+    "of other rows": {"num_examples": 11},
+    "of other numbers beside the packet": {"numbers": "6" * 64},
+    "of another history": {"head": "4" * 64},
+    "of a shorter history": {"head_length": 4},
+    "of other contributors": {"contributors": "5" * 64},
+    "of an evaluation": {"kind": "evaluation"},
+    "of a sealed update": {"salted": True},
+    "told before": {"sequence": 0},
+}
+
+
+@pytest.mark.parametrize("what", RECEIPTS)
+def test_a_receipt_that_is_signed_and_about_something_else(what: str) -> None:
+    about = replace(receipt_of(good()), **RECEIPTS[what])
+    found = flaw(JOB, good(receipt=signed(about, KEY.sign)), expected())
+    assert found is not None and found[0] == "receipt", found
+
+
+def test_a_receipt_that_somebody_else_signed_or_that_was_changed() -> None:
+    about = receipt_of(good())
+    for receipt in (
+        signed(about, OTHER.sign),
+        replace(about, update="9" * 64),
+        replace(about, signature=""),
+        replace(about, signature="?"),
+    ):
+        found = flaw(JOB, good(receipt=receipt), expected())
+        assert found is not None and found[0] == "receipt" and "not signed" in found[1]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +188,13 @@ def test_weights_follow_the_jobs_rule() -> None:
 def test_infinite_metrics_are_no_reason_to_refuse_an_update() -> None:
     """They are undefined figures of a model that may be bad; the update has its own gate."""
     assert flaw(JOB, good(metrics={"loss": Sums("mean", (math.inf, 3.0))}), expected()) is None
+
+
+def test_numbers_in_the_clear_do_not_enter_a_sum() -> None:
+    job = job_of(["a", "b"], combine={"name": "fixed_point_sum"})
+    assert flaw(job, good(job, weight=1.0, packet=None), expected(job)) is None
+    found = flaw(job, good(job, weight=1.0), expected(job))
+    assert found is not None and found[0] == "schema"
 
 
 def test_the_fields_of_an_update_are_all_looked_at() -> None:

@@ -26,7 +26,7 @@ from tests.support.guarded import (
     refusal,
     train,
 )
-from tests.support.quadratic import PlainSite, QuadraticTrainer, problems
+from tests.support.quadratic import PlainSite, QuadraticTrainer, job_of, problems
 
 
 @pytest.fixture
@@ -174,6 +174,16 @@ def _again(site: PlainSite, clock: Clock, most: float) -> Any:
     return silo.handle(train())
 
 
+def test_of_an_update_that_only_a_sum_shows_the_norm_is_not_told_either(
+    site: PlainSite, clock: Clock
+) -> None:
+    silo = guarded(site, clock, max_update_norm=1e-3)
+    silo.handle(join(job_of(["s0", "s1", "s2"], rounds={"min_updates": 3}, combine={"name": "secure_sum"})))
+    code, reason = refusal(silo.handle(train()))
+    assert code == "policy" and reason.endswith("(policy.max_update_norm), and this one's is")
+    assert "this one has " in lines(site, "error")[0]["reason"], "the owner knows"
+
+
 def test_an_update_of_no_number_does_not_leave(site: PlainSite, clock: Clock) -> None:
     silo = guarded(site, clock, max_update_norm=1e9)
     silo.handle(join())
@@ -192,8 +202,10 @@ def test_what_is_on_record(site: PlainSite, clock: Clock) -> None:
     silo.handle(evaluate(1))
     joined, first, second, initial, evaluated = lines(site)
     assert (joined["event"], joined["run"], joined["job_digest"]) == ("joined", "run", JOB.digest)
-    assert {**first, "at": 0, "attempt": 2} == {**second, "at": 0}
-    assert set(first) == {"at", "event", "run", "version", "attempt", "model_digest", "norm", "bytes"}
+    assert first["receipt"] < second["receipt"]
+    assert {**first, "at": 0, "attempt": 2, "receipt": 0} == {**second, "at": 0, "receipt": 0}
+    work = {"at", "event", "run", "version", "attempt", "model_digest", "norm", "bytes"}
+    assert set(first) == work | {"received", "sha256", "receipt", "journal_head", "journal_lines"}
     assert (first["event"], first["model_digest"], first["bytes"]) == ("update", "m", 20)
     assert (initial["event"], initial["run"]) == ("initial", "run")
     assert (evaluated["event"], evaluated["version"], evaluated["metrics"]) == ("evaluated", 1, "loss")

@@ -145,6 +145,37 @@ def test_blocks_are_mixed_and_every_row_comes_once() -> None:
     assert sorted(torch.cat(shuffled_blocks(torch.arange(9), AT, 2, 4)).tolist()) == list(range(9))
 
 
+@pytest.mark.parametrize("memory_bytes", [0, 1 << 30])
+def test_rows_by_their_numbers(tmp_path: Path, memory_bytes: int) -> None:
+    images = pictures()
+    task = made(tmp_path, written(tmp_path, images), memory_bytes)
+    wanted = [torch.tensor([7, 2]), torch.tensor([19])]
+    for rows, (pixels, labels) in zip(wanted, task.train_rows(wanted, 5), strict=True):
+        torch.testing.assert_close(pixels, torch.from_numpy(images[rows.numpy()]).float()[:, None] / 255)
+        assert labels.tolist() == [int(row) % 3 for row in rows]
+    assert list(task.train_rows([], 5)) == []
+
+
+def test_rows_by_their_numbers_are_transformed_for_each_seed(tmp_path: Path) -> None:
+    task = made(tmp_path, written(tmp_path, pictures()), transforms=AUGMENT)
+    rows = [torch.arange(20)]
+    first, same, other = (next(iter(task.train_rows(rows, seed)))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+def test_linear_layers_on_pixels(tmp_path: Path) -> None:
+    task = made(tmp_path, written(tmp_path, pictures()), model={"name": "mlp", "hidden": [5]})
+    names = {name: tuple(param.shape) for name, param in task.model().named_parameters()}
+    assert names == {
+        "linear1.weight": (5, 16 * 18),
+        "linear1.bias": (5,),
+        "head.weight": (3, 5),
+        "head.bias": (3,),
+    }
+    task = made(tmp_path, written(tmp_path, pictures()), model={"name": "logistic"})
+    assert [tuple(param.shape) for param in task.model().parameters()] == [(3, 16 * 18), (3,)]
+
+
 def test_resized_on_demand(tmp_path: Path) -> None:
     sizes = [pictures(1, (height, 20))[0] for height in range(10, 33)]
     config = written(tmp_path, sizes)

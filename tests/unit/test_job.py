@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -77,6 +78,28 @@ def test_a_wrong_key_gets_its_nearest_name(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({**written, "strategi": {"name": "fedavg"}}))
     with pytest.raises(BadInput, match=r"strategi: unknown key; did you mean 'strategy'\?"):
         load_job(file)
+
+
+@pytest.mark.parametrize(
+    ("sections", "place"),
+    [
+        ({"privacy": [{"name": "clip", "max_norm": "inf"}]}, "privacy.0.max_norm: "),
+        (
+            {"privacy": [{"name": "dp_sgd", "max_grad_norm": 1, "noise_multiplier": "inf"}]},
+            "noise_multiplier: ",
+        ),
+        ({"combine": {"name": "mean", "weights": {"a": 1, "b": "inf"}}}, "combine.weights.b: "),
+        ({"combine": {"name": "fixed_point_sum", "range": "inf"}}, "combine.range: "),
+        ({"combine": {"name": "fixed_point_sum", "range": 0}}, "greater than 0"),
+        ({"combine": {"name": "fixed_point_sum", "range": -1}}, "greater than 0"),
+        ({"rounds": {"patience_s": "inf"}}, "rounds.patience_s: "),
+        ({"release": {"max_exposure": "inf"}}, "release.max_exposure: "),
+    ],
+)
+def test_numbers_that_json_does_not_have_are_in_no_job(sections: dict[str, Any], place: str) -> None:
+    """The driver's process gets the job as JSON, where infinity would be nothing: another job than was agreed on."""
+    with pytest.raises(ValueError, match=place):
+        job_of("ab", **sections)
 
 
 def test_the_published_schema_is_this_one() -> None:

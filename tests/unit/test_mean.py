@@ -88,9 +88,13 @@ def test_weights() -> None:
 
 
 def test_declared_sensitivity_is_met_exactly() -> None:
-    """Replacing one update of norm C by its opposite moves a uniform mean of n by 2 C / n, and not further."""
+    """Zeros in place of one update of norm C move a uniform mean of n by C / n, its opposite by twice that."""
     rng = np.random.default_rng(0)
     rows = [row / np.linalg.norm(row) for row in rng.standard_normal((4, 50)).astype(np.float32)]
-    moved = merged(rows, [0.25] * 4) - merged([-rows[0], *rows[1:]], [0.25] * 4)
-    assert np.linalg.norm(moved) == pytest.approx(Mean(weights="uniform").sensitivity(1.0, 4), rel=1e-6)
-    assert Mean().sensitivity(1.0, 4) is None, "with example weights one silo may have any share"
+    shares = [0.25] * 4
+    declared = Mean(weights="uniform").sensitivity(1.0, shares)
+    for instead, times in ((0 * rows[0], 1), (-rows[0], 2)):
+        moved = merged(rows, shares) - merged([instead, *rows[1:]], shares)
+        assert np.linalg.norm(moved) == pytest.approx(times * declared, rel=1e-6)
+    assert Mean(weights={"a": 3, "b": 1}).sensitivity(2.0, [0.75, 0.25]) == 1.5
+    assert Mean().sensitivity(1.0, shares) is None, "with example weights one silo may have any share"

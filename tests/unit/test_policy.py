@@ -15,6 +15,9 @@ TASK = {"name": "tabular", "dataset": "heart", "target": "y", "features": ["x"]}
 CLIPPED: dict[str, Any] = {"privacy": [{"name": "clip", "max_norm": 2.0}]}
 
 
+GROUPS: dict[str, Any] = {"name": "secure_sum", "groups": {"size": 3}}
+
+
 def job(**changes: Any) -> Job:
     base = {"name": "j", "task": TASK, "silos": ["a", "b", "c", "d"], "rounds": {"total": 1}}
     return Job.model_validate({**base, **changes})
@@ -24,6 +27,14 @@ def silo(**policy: Any) -> SiloConfig:
     return SiloConfig.model_validate(
         {"name": "a", "datasets": {"heart": {"path": "x.csv"}}, "policy": policy}
     )
+
+
+def test_who_may_be_the_second_aggregator() -> None:
+    two = job(combine={"name": "two_aggregator_sum", "second": "b"})
+    for allowed in ("all", ["b"]):
+        assert review(two, silo(allow_second=allowed)) is None
+    own = job(combine={"name": "two_aggregator_sum", "second": "a"})
+    assert review(own, silo(allow_second=[])) is None
 
 
 def test_an_open_policy_takes_part() -> None:
@@ -56,6 +67,16 @@ def test_an_open_policy_takes_part() -> None:
         ),
         ({"rounds": {"total": 11}}, {"max_rounds": 10}, "10 rounds (policy.max_rounds); this job has 11"),
         ({}, {"require_combiner": ["secure_sum"]}, "combiner 'mean'"),
+        (
+            {"combine": {"name": "two_aggregator_sum", "second": "b"}},
+            {"allow_second": ["c", "d"]},
+            "does not allow 'b' as the second aggregator (allow_second: c, d)",
+        ),
+        (
+            {"silos": [*"abcdefghi"], "rounds": {"total": 1, "min_updates": 9}, "combine": GROUPS},
+            {"min_cohort": 4},
+            "the driver learns those of 3: give combine.groups.size: 4",
+        ),
         ({}, {"require_privacy": ["clip"]}, "privacy step 'clip'"),
         (CLIPPED, {"require_privacy": [{"name": "clip", "max_norm": 1.0}]}, "with max_norm at most 1 "),
         (CLIPPED, {"require_privacy": ["clip", "noise"]}, "privacy step 'noise'"),
@@ -90,6 +111,22 @@ def test_without_counts_no_strategy_tells_the_number_of_steps(strategy: str) -> 
     own = silo(share_counts=False).model_copy(update={"local": Overrides(epochs=2)})
     assert "number of steps" in str(review(job(**asked, local={"steps": 5}), own)), "as many as its rows give"
     assert review(job(**asked), silo()) is None
+
+
+def test_without_counts_weights_by_rows_are_for_sums_that_hide_them() -> None:
+    for name, hides in (("fixed_point_sum", False), ("secure_sum", True)):
+        combine = {"name": name, "weights": "examples", "max_examples": 1000}
+        reason = review(job(combine=combine), silo(share_counts=False))
+        assert (reason is None) is hides, reason
+
+
+@pytest.mark.parametrize("name", ["dp_sgd", "gaussian"])
+def test_noise_that_repeats_is_not_what_the_policy_requires(name: str) -> None:
+    noise = {"dp_sgd": {"max_grad_norm": 1.0, "noise_multiplier": 1.0}, "gaussian": {"noise_multiplier": 1.0}}
+    for seed in ({}, {"insecure_test_noise_seed": 1}):
+        steps = [{"name": "clip", "max_norm": 1.0}, {"name": name, **noise[name], **seed}]
+        reason = review(job(**UNIFORM, privacy=steps), silo(require_privacy=[name]))
+        assert (reason is None) is (not seed), reason
 
 
 def test_a_package_covers_its_modules_and_nothing_else() -> None:

@@ -6,19 +6,22 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.report_table import print_report
+from orchestrator.cli.tables import print_silos
 from orchestrator.core.events import (
     AdaptedFigures,
     Assessment,
     ContributionsFound,
     DriftAlarm,
     Event,
+    Figures,
     RunOpened,
     SiloAssessed,
+    VersionEvaluated,
     Worth,
 )
 from orchestrator.fairness import judged
 from orchestrator.summary import summarise
-from tests.support.tracking_run import job
+from tests.support.tracking_run import closed, job
 from tracking import publish, report
 from tracking.cursor import Cursor
 from tracking.mapping import Mapper
@@ -144,3 +147,23 @@ def test_a_blocked_model_is_not_promoted(tmp_path: Path) -> None:
     cursor = Cursor(uri="", runs={RUN: "1"})
     publish._crown(mapper, cursor, registry)  # type: ignore[arg-type]
     assert registry.aliases == [] and "hungarian" in registry.tags["siloray.promotion"]
+
+
+def test_silos_that_keep_their_figures_in_make_no_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = [
+        each.model_copy(update={"models": {"global": Assessment(metrics={})}})
+        for each in story()
+        if isinstance(each, SiloAssessed)
+    ]
+    told = judged(kept, ["cleveland", "hungarian", "switzerland"], 3, "accuracy", block=False)
+    print_report(summarise([story()[0], *kept, told]))
+    assert capsys.readouterr().out == ""
+
+
+def test_what_silos_tell_only_together_stands_below_them(capsys: pytest.CaptureFixture[str]) -> None:
+    first = closed(["cleveland"], 1).model_copy(
+        update={"evaluated": Figures(version=0, overall={"accuracy": 0.25}), "contributors": []}
+    )
+    last = VersionEvaluated(evaluated=Figures(version=1, overall={"accuracy": 0.75}))
+    print_silos(summarise([story()[0], first, last]))
+    assert "0.25 → 0.75" in capsys.readouterr().out

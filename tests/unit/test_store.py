@@ -608,6 +608,7 @@ def test_a_line_is_plain_json(tmp_path: Path) -> None:
         "crc": line[8:16],
         "commit": 0,
         "epoch": 1,
+        "prev": "",
         "synced": 0,
         "event": {"type": "round_closed", "version": 0, "seq": 0, "time": 2.0},
     }

@@ -50,6 +50,7 @@ def test_contributors_stand_with_the_version_that_they_made(summary: dict) -> No
         "num_examples": 10,
         "num_steps": 5,
         "norm": 0.5,
+        "privacy": {},
     }
     assert (summary["versions"][2]["bytes_up"], summary["versions"][2]["bytes_down"]) == (300, 600)
     assert summary["versions"][1]["seconds"] == {"wait": 0.4, "round": 0.5}

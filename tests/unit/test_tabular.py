@@ -85,6 +85,17 @@ def test_rows_with_gaps_are_dropped_and_counted(tmp_path: Path) -> None:
     assert list(task.test_batches(4)) == []
 
 
+def test_rows_by_their_numbers_and_whom_they_are_about(tmp_path: Path) -> None:
+    rows = {**ROWS, "age": [1.0, -9.0, 3.0, 4.0], "who": ["eve", "bob", "bob", "eve"]}
+    task = made(tmp_path, rows, {"missing": [-9]}, standardise=False)
+    batches = list(task.train_rows([torch.tensor([1, 0]), torch.tensor([1])], 0))
+    assert [batch[0][:, 0].tolist() for batch in batches] == [[3, 1], [3]]
+    assert task.train_groups("who").tolist() == [1, 0]  # without the row that is left out
+    rows["who"][2] = None
+    with pytest.raises(BadInput, match=r"row 3: column 'who' is empty"):
+        made(tmp_path, rows).train_groups("who")
+
+
 def test_gaps_are_filled_with_the_training_mean(tmp_path: Path) -> None:
     rows = {**ROWS, "age": [1.0, None, 4.0, None], "kind": ["b", "a", None, "a"]}
     task = made(tmp_path, rows, {"missing_rows": "mean"}, standardise=False)

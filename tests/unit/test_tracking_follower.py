@@ -128,6 +128,28 @@ def _forget(database: Path, recorder: Recorder) -> None:
     (recorder.run_dir / cursors.CURSOR).unlink()
 
 
+def test_the_head_of_the_journal_is_a_tag(recorder: Recorder, database: Path) -> None:
+    """With it, whoever sees the run in MLflow can tell whether a journal is the run's."""
+    follower = new(recorder, database)
+    for version in (1, 2):
+        recorder.round(version)
+        while follower.step():
+            pass
+        assert _head(database, recorder) == recorder.store.head.digest
+    recorder.close(2)
+    drain(recorder, database)
+    assert _head(database, recorder) == recorder.store.head.digest
+
+
+def _head(database: Path, recorder: Recorder) -> str:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{database}")
+    ids = Server(f"sqlite:///{database}")
+    found = ids.runs(ids.experiment("heart-disease"), recorder.run_id)
+    return str(client.get_run(found[RUN][0]).data.tags["siloray.head"])
+
+
 def test_a_lost_cursor_changes_nothing(recorder: Recorder, database: Path) -> None:
     recorder.round(1)
     drain(recorder, database)

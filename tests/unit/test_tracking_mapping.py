@@ -9,6 +9,7 @@ from orchestrator.core.events import (
     Event,
     RunClosed,
     RunOpened,
+    Sealed,
     SiloJoined,
     UpdateRefused,
     VersionEvaluated,
@@ -88,6 +89,20 @@ def test_costs_stand_at_the_version_that_was_made() -> None:
     assert value(posts, RUN, "round/update_norm", 1) == made.update_norm
     assert value(posts, "va", "round/weight", 1) == made.contributors[3].weight
     assert value(posts, RUN, "round/contributors", 1) == 4
+
+
+def test_a_sealed_sum_shows_what_is_known_of_it_and_what_privacy_cost() -> None:
+    event = closed(SILOS[:2], 1)
+    made_by = [
+        each.model_copy(update={"norm": None, "privacy": {"epsilon": epsilon, "delta": 1e-5}})
+        for each, epsilon in zip(event.contributors, (1.5, 0.5), strict=True)
+    ]
+    known = {"sealed": Sealed(tag="", digest="", left_out={"va": "gone"}, cut=3), "settings": {"range": 4.0}}
+    posts, _ = mapped(opened(), event.model_copy(update={**known, "contributors": made_by}))
+    assert value(posts, RUN, "sum/left_out", 1) == 1 and value(posts, RUN, "sum/cut", 1) == 3
+    assert value(posts, RUN, "settings/range", 1) == 4.0
+    assert value(posts, RUN, "privacy/epsilon_most", 1) == value(posts, SILOS[0], "privacy/epsilon", 1) == 1.5
+    assert "round/update_norm" not in {point.key for point in posts[SILOS[0]].points}
 
 
 def test_training_loss_is_pooled_by_examples() -> None:

@@ -146,6 +146,16 @@ def test_training_again_gives_the_same_bits() -> None:
     assert bits(trained(trainer(made, task, silo="b"), 3)) != fresh, "another silo, another order"
 
 
+def test_another_draw_is_another_training_from_the_same_version() -> None:
+    made = job()
+
+    def drawn(draw: int) -> dict[str, bytes]:
+        return bits(trainer(made).train(order(made=trainer(made), version=3, draw=draw)))
+
+    assert drawn(0) == bits(trained(trainer(made), 3)) and drawn(1) == drawn(1)
+    assert len({drawn(draw)["delta"] for draw in range(3)}) == 3
+
+
 def test_the_received_model_is_not_written_to() -> None:
     made = trainer(job(strategy={"name": "scaffold"}))
     received = {name: part.copy() for name, part in made.job.strategy.init(made.initial()).items()}

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.metrics import Sums
+from orchestrator.core.receipts import Receipt
 from orchestrator.transport import wire
 from orchestrator.transport.wire import DTYPES, MAX_BODY, MAX_COLUMNS, MAX_HEADER, WireError, decode, encode
 from orchestrator.transport.wire_messages import context_of, kind_of, reply_of, request_of, text_of
@@ -396,12 +397,15 @@ REQUESTS: tuple[m.Request, ...] = (
     m.Train(**HEAD, version=4, attempt=1, model=None, model_digest="m", counted=-1, inline=5, num_steps=9),
     m.Evaluate(**HEAD, version=4, model=None, counted=2),
     m.Assess(**HEAD, version=4, model=None, model_digest="m", counted=2, trainings=3, num_steps=30),
+    m.Attack(**HEAD, version=4, model=None, model_digest="m", counted=2, trainings=3, num_steps=30),
     m.Load(**HEAD, layout=(("w", (2, 3)), ("b", ())), model=None),
     m.Fetch(**HEAD, version=1, start=0, stop=9),
+    m.Ask(**HEAD, version=4, attempt=1, step="seal", fields={"header": {"members": ["a", 1, None]}}),
     m.Ping(**HEAD),
     m.Stop(**HEAD),
     m.Stop(**HEAD, hand_in=4),
     m.Leave(**HEAD, finished=True),
+    m.Join(**HEAD, job="{}", job_digest="d", ledger=m.LedgerHead(3, "ab", "a2V5", "c2ln")),
 )
 SUMS = {"loss": Sums("mean", (math.nan, 2.0)), "auc": Sums("auc", (1.0, math.inf, 0.0, -math.inf))}
 UPDATE = m.Update(
@@ -422,6 +426,7 @@ UPDATE = m.Update(
     seconds={"load": 1e-9},
     packet_bytes=20,
 )
+RECEIPT = Receipt(kind="update", silo="a", run_id="run", job_digest="j", epoch=3, version=4, sequence=1 << 50)
 REPLIES: tuple[m.Reply, ...] = (
     m.Joined(
         silo="a",
@@ -450,6 +455,19 @@ REPLIES: tuple[m.Reply, ...] = (
         num_steps=30,
         seconds={"alone": 1.5},
     ),
+    m.Answer(silo="a", version=4, attempt=1, step="seal", fields={"share": "AAECAw=="}),
+    m.Attacked(
+        silo="a",
+        version=1,
+        model_digest="m",
+        vote="fail",
+        verdicts={"membership": "fail", "inversion": "unable"},
+        scores={"auc": 0.75},
+        why="inversion: no way in",
+        seconds=0.5,
+    ),
+    replace(UPDATE, ledger=m.LedgerHead(3, "ab"), privacy={"epsilon": 1.5}),
+    replace(UPDATE, receipt=RECEIPT),
     *(
         m.Refused(silo="a", code=code, reason="because\n\x1b[31m \u20ac")  # type: ignore[arg-type]
         for code in ("policy", "data", "fenced", "unknown", "cancelled", "job", "busy", "failed")
@@ -476,7 +494,12 @@ def test_every_reply_comes_out_as_it_went_in(reply: m.Reply) -> None:
 
 def test_every_message_there_is_is_tested_here() -> None:
     classes = {each for each in vars(m).values() if isinstance(each, type) and each.__module__ == m.__name__}
-    assert {type(each) for each in (*REQUESTS, *REPLIES)} == classes - {m.Request, m.CohortInfo, m.Judged}
+    assert {type(each) for each in (*REQUESTS, *REPLIES)} == classes - {
+        m.Request,
+        m.CohortInfo,
+        m.Judged,
+        m.LedgerHead,
+    }
 
 
 def test_vectors_travel_beside_the_message() -> None:
@@ -513,6 +536,12 @@ def test_whole_numbers_have_bounds(number: int) -> None:
     for name in ("packet_bytes", "num_steps", "num_examples", "epoch"):
         _refused("header", reply_of, "Update", json.dumps({**right, name: number}))
     _refused("header", reply_of, "Update", json.dumps({**right, "layout": [["delta", number]]}))
+    receipt = json.loads(text_of(replace(UPDATE, receipt=RECEIPT)))["receipt"]
+    for name in ("sequence", "epoch", "head_length"):
+        _refused("header", reply_of, "Update", json.dumps({**right, "receipt": {**receipt, name: number}}))
+    less = {name: value for name, value in receipt.items() if name != "ledger"}
+    for wrong in (less, {**receipt, "more": 1}, {**receipt, "head": "x" * 301}):
+        _refused("header", reply_of, "Update", json.dumps({**right, "receipt": wrong}))
     joined = json.loads(text_of(REPLIES[0]))
     _refused("header", reply_of, "Joined", json.dumps({**joined, "num_examples": {"train": number}}))
 
@@ -543,8 +572,12 @@ def test_a_message_with_a_field_too_many_too_few_or_of_another_type(message: Any
     for name in right:
         _refused("header", of, kind, json.dumps({key: value for key, value in right.items() if key != name}))
         for wrong in (None, {"a": []}, [[[]]], 7 if isinstance(right[name], str) else "x"):
-            fits = isinstance(right[name], dict) and wrong == {"a": []} and name == "model"
-            fits = fits or ((kind, name) in {("Train", "num_steps"), ("Stop", "hand_in")} and wrong is None)
+            fits = isinstance(right[name], dict) and wrong == {"a": []} and name in {"model", "fields"}
+            may_lack = name in {"ledger", "receipt"} or (kind, name) in {
+                ("Train", "num_steps"),
+                ("Stop", "hand_in"),
+            }
+            fits = fits or (may_lack and wrong is None)
             if not fits:
                 _refused("header", of, kind, json.dumps({**right, name: wrong}))
     for text in ("", "null", "[]", "7", "{", '"\\ud800"', "[" * 100_000):
