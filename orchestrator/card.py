@@ -114,9 +114,8 @@ def _data_notes(facts: Facts) -> list[str]:
     release = facts.job.release
     if release is not None and release.canaries:
         notes.append(
-            f"Each silo put up to {release.canaries} meaningless records (canaries) among its training rows, "
-            "to see "
-            "afterwards whether the model remembers them; they are counted above."
+            f"Each silo put up to {release.canaries} meaningless records (canaries) among its training "
+            "rows, to see afterwards whether the model remembers them; they are counted above."
         )
     return notes
 

@@ -30,9 +30,8 @@ def attacks(facts: Facts) -> list[str]:
     tried = ", ".join(limits[name] for name in settings.attacks)
     text = (
         f"Each silo attacked version {release['version']} with its own rows: {tried}. It votes `fail` where "
-        "the lower "
-        "bound (95 %) of a figure is above its limit. Of few rows, or under a privacy budget, only the vote "
-        "is told."
+        "the lower bound (95 %) of a figure is above its limit. Of few rows, or under a privacy budget, "
+        "only the vote is told."
     )
     head = ["silo", "vote", "AUC (at least)", "found at 1 % false", "exposure (at least)", "PSNR", "remarks"]
     rows = []
@@ -47,9 +46,8 @@ def attacks(facts: Facts) -> list[str]:
         if silo not in release["silos"]
     ]
     reading = (
-        "AUC 0.5 is guessing. Exposure 1.4 bits is that of a record never seen. A reconstruction of 10 to 15 "
-        "dB is like "
-        "any record, one above 30 dB is a copy. What other attacks would find is not known."
+        "AUC 0.5 is guessing. Exposure 1.4 bits is that of a record never seen. A reconstruction of 10 to "
+        "15 dB is like any record, one above 30 dB is a copy. What other attacks would find is not known."
     )
     return [text, table_of([head, *rows]), f"Outcome: {told(release)}.", reading]
 

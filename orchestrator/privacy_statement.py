@@ -16,32 +16,26 @@ from orchestrator.privacy.ring_sum import RingSum
 _SUMS = {
     "secure_sum": (
         "Updates were masked at the silos (secure sum, {mode} mode). The driver saw the sum over at least "
-        "{least} silos in "
-        "a round, and no single silo's update. {lying} This holds while fewer than a third of the silos work "
-        "together "
-        "with the driver, unless the job says otherwise ({colluders})."
+        "{least} silos in a round, and no single silo's update. {lying} This holds while fewer than a third "
+        "of the silos work together with the driver, unless the job says otherwise ({colluders})."
     ),
     "two_aggregator_sum": (
-        "Updates were split over two aggregators, the driver and {second}. Neither saw a single update; both "
-        "together could have seen "
-        "all of them: "
-        "this holds as long as the two do not work together."
+        "Updates were split over two aggregators, the driver and {second}. Neither saw a single update; "
+        "both together could have seen all of them: this holds as long as the two do not work together."
     ),
     "encrypted_sum": (
         "Updates were encrypted (BFV) under a key that the silos share and the driver has not. The driver "
-        "saw sums. A silo "
-        "that worked together with the driver, or whose key was stolen, could have read every silo's update."
+        "saw sums. A silo that worked together with the driver, or whose key was stolen, could have read "
+        "every silo's update."
     ),
 }
 _NOT_SEALED = (
     "The driver saw every silo's update in every round. From an update of few rows, rows can be computed "
-    "back; nothing in "
-    "this job kept the driver, or whoever reads its memory, from trying."
+    "back; nothing in this job kept the driver, or whoever reads its memory, from trying."
 )
 _SUM_IS_NO_DP = (
     "A sum hides whose contribution something was. It does not bound what the sum, or the released model, "
-    "says about one "
-    "person: for that there is differential privacy, see below."
+    "says about one person: for that there is differential privacy, see below."
 )
 _KEPT_IN = (
     "A silo that keeps its number of rows to itself tells none, for the number follows from it: its own "
@@ -49,8 +43,7 @@ _KEPT_IN = (
 )
 _ONE_CLUSTER = (
     "Where driver and silos were nodes of one Ray cluster, none of this is a boundary between them: a "
-    "cluster is one "
-    "trust domain. Between organisations that each dialled out to the driver, it is."
+    "cluster is one trust domain. Between organisations that each dialled out to the driver, it is."
 )
 
 
@@ -78,8 +71,7 @@ def _sums(job: Job, rounds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "active": "Silos checked one another's lists of who was in a sum, so a driver that lies opens "
         "nothing more.",
         "passive": "A driver that follows the protocol learns nothing else; one that lies about who was in a "
-        "sum is "
-        "refused by each silo on its own, without the silos comparing notes (that is mode: active).",
+        "sum is refused by each silo on its own, without the silos comparing notes (that is mode: active).",
     }[mode]
     colluders = getattr(combine, "colluders", None)
     facts = {
@@ -103,8 +95,7 @@ def _steps(job: Job, silos: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     if not any(isinstance(step, DpSgd | Gaussian) for step in job.privacy):
         yield (
             "**No differential privacy**: nothing bounds what the model may say about a single person. How "
-            "much it gives "
-            "away in attacks that were tried, if any, stands below."
+            "much it gives away in attacks that were tried, if any, stands below."
         )
     for step in job.privacy:
         match step:
@@ -128,21 +119,18 @@ def _noise(step: Gaussian) -> str:
     )
     return (
         f"Gaussian noise ({_amount(step.noise_multiplier, step.target_epsilon)}) was added by {who}. It "
-        "protects whole "
-        "**silos**: who sees the model cannot tell well whether one silo's data were in it. It is no promise "
-        "to a single "
-        "person beyond that."
+        "protects whole **silos**: who sees the model cannot tell well whether one silo's data were in it. "
+        "It is no promise to a single person beyond that."
     )
 
 
 def _dp_sgd(step: DpSgd) -> str:
     unit = "patient, with all of that patient's rows" if step.unit == "patient" else "record"
     return (
-        f"Silos trained with DP-SGD: every step's gradients were shortened to {step.max_grad_norm:g} and noise "
-        f"({_amount(step.noise_multiplier, step.target_epsilon)}) was added at the silo. It protects each single "
-        f"**{unit}** from everybody, the driver and the other silos included, within the epsilon below. A "
-        "person in "
-        "several silos' data is protected by the sum of their epsilons only."
+        f"Silos trained with DP-SGD: every step's gradients were shortened to {step.max_grad_norm:g} and "
+        f"noise ({_amount(step.noise_multiplier, step.target_epsilon)}) was added at the silo. It protects "
+        f"each single **{unit}** from everybody, the driver and the other silos included, within the "
+        "epsilon below. A person in several silos' data is protected by the sum of their epsilons only."
     )
 
 
@@ -160,10 +148,8 @@ def _spent(job: Job, silos: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         return
     yield (
         "Privacy spent, as each silo told it: epsilon at the given delta, over everything that its ledger "
-        "knows of these "
-        "data (by privacy loss distributions; Rényi's bound beside it). Smaller is better: up to 1 is "
-        "strong, above 10 says "
-        "little."
+        "knows of these data (by privacy loss distributions; Rényi's bound beside it). Smaller is better: "
+        "up to 1 is strong, above 10 says little."
     )
     lines = ["| silo | epsilon | by Rényi | of this job | delta |", "| --- | ---: | ---: | ---: | ---: |"]
     for silo, each in spent.items():
