@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,11 +44,25 @@ class Cursor:
 
 def load(run_dir: Path, uri: str) -> Cursor:
     """The cursor for this server; a new one where there is none, or none that can be read."""
+    cursor = last(run_dir)
+    return cursor if cursor is not None and cursor.uri == uri else Cursor(uri)
+
+
+def last(run_dir: Path) -> Cursor | None:
+    """The cursor of the server that the run was last carried to; None where there is none that can be read."""
     with suppress(OSError, ValueError, TypeError):
-        cursor = Cursor(**json.loads((run_dir / CURSOR).read_text(encoding="utf-8")))
-        if cursor.uri == uri:
-            return cursor
-    return Cursor(uri)
+        return Cursor(**json.loads((run_dir / CURSOR).read_text(encoding="utf-8")))
+    return None
+
+
+def trouble(run_dir: Path) -> str | None:
+    """Why MLflow does not have all of the run, and what brings it there, in one line; None while all is well."""
+    cursor = last(run_dir)
+    if cursor is None or not cursor.problem:
+        return None
+    again = f"python -m tracking {shlex.quote(str(run_dir))} --uri {shlex.quote(cursor.uri)}"
+    why = " ".join(cursor.problem.split())[:150]
+    return f"not all of it is in MLflow ({why}); it follows once that is mended, at the latest with: {again}"
 
 
 def save(run_dir: Path, cursor: Cursor) -> None:

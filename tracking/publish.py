@@ -39,6 +39,7 @@ def publish(run_dir: Path, mapper: Mapper, cursor: Cursor, connect: Callable[[],
         elif closed is not None:
             _finish(run_dir, mapper, cursor, server)
             cursor.finished = closed.seq
+    cursor.problem = ""
     save(run_dir, cursor)
     return True
 

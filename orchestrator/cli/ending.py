@@ -53,7 +53,7 @@ def closing(run_dir: Path, outcome: Outcome, summary: Mapping[str, Any], name: s
     lines = [f"{outcome.status}{reason} ({num} of {total} rounds, {took})", *_best(summary)]
     lines.append(f"summary  {run_dir / SUMMARY}")
     if _is_tracked(run_dir):
-        lines.append("curves   siloray ui")
+        lines.append(tracking_line(run_dir) or "curves   siloray ui")
     return lines if outcome.status == "done" else [*lines, f"go on    siloray resume {name}"]
 
 
@@ -61,6 +61,14 @@ def _is_tracked(run_dir: Path) -> bool:
     with suppress(BadInput):
         return bool(read_command(run_dir)["track"])
     return False
+
+
+def tracking_line(run_dir: Path) -> str | None:
+    """What MLflow lacks of the run, and the remedy; None while all is well."""
+    from tracking.cursor import trouble
+
+    found = trouble(run_dir)
+    return f"tracking {found}" if found else None
 
 
 def _best(summary: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -20,6 +21,14 @@ def show(run: options.RunName, runs_dir: options.SeenRunsDir = None, as_json: op
         typer.echo(json.dumps(summary))
     else:
         _print(summary, run_dirs.has_driver(run_dir))
+        _print_tracking(run_dir)
+
+
+def _print_tracking(run_dir: Path) -> None:
+    from orchestrator.cli.ending import tracking_line
+
+    if line := tracking_line(run_dir):
+        typer.echo(printable(line))
 
 
 def _print(summary: Mapping[str, Any], running: bool) -> None:

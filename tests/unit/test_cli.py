@@ -15,6 +15,7 @@ from orchestrator.cli import jobs, run_dirs
 from orchestrator.cli.main import app
 from orchestrator.core.errors import BadInput
 from tests.support import scripted
+from tracking.cursor import Cursor, save
 
 DOCUMENT = {
     "name": "heart-disease",
@@ -180,6 +181,22 @@ def test_run_shows_rounds_ends_with_a_table_and_leaves_a_summary(
     assert "curves   siloray ui" in lines
     assert f"summary  {Path('runs/heart-1/summary.json')}" in lines
     assert json.loads((job.parent / "runs/heart-1/summary.json").read_text())["status"] == "done"
+
+
+def test_what_mlflow_lacks_is_said_at_the_end_and_shown_later(job: Path, transport: types.ModuleType) -> None:
+    """Its server died: the pages would show less than there is."""
+    run_dir = job.parent / "runs" / "heart-1"
+    run_dir.mkdir(parents=True)
+    dead = Cursor("http://mlflow:5000", problem="MlflowException: API request\nto http://mlflow:5000 failed")
+    save(run_dir, dead)
+    lines = [call("run", job).stdout.splitlines(), call("show", "heart-1").stdout.splitlines()]
+    for said in lines:
+        (line,) = [each for each in said if each.startswith("tracking ")]
+        assert "MlflowException: API request to http://mlflow:5000 failed" in line
+        assert line.endswith(f"python -m tracking {Path('runs/heart-1')} --uri http://mlflow:5000")
+    assert "curves   siloray ui" not in lines[0]
+    save(run_dir, Cursor("http://mlflow:5000"))
+    assert "tracking " not in call("show", "heart-1").stdout
 
 
 def test_run_asks_for_absolute_paths_and_a_database_here(job: Path, transport: types.ModuleType) -> None:

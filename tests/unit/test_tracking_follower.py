@@ -96,6 +96,38 @@ def test_points_arrive_while_the_run_goes_on(recorder: Recorder, database: Path)
     check(recorder, database)
 
 
+def test_what_went_wrong_at_the_end_is_forgotten_once_it_went_well(
+    recorder: Recorder, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that could not be posted at first is there in the end, and nobody is told otherwise."""
+    recorder.round(1)
+    follower = new(recorder, database)
+    while follower.step():
+        pass
+    recorder.close(1)
+    follower.step()
+    with monkeypatch.context() as patched:
+        patched.setattr("tracking.publish._finish", _away)
+        assert follow(follower, "now", _stopping(follower), poll_s=0.01) == 0
+        assert "ConnectionError: away" in str(cursors.trouble(recorder.run_dir))
+    assert follow(follower, "now", Flag(), poll_s=0.01) == 0
+    assert follower.done and cursors.trouble(recorder.run_dir) is None
+
+
+def _away(*_: object) -> None:
+    raise ConnectionError("away")
+
+
+def _stopping(follower: Follower) -> Flag:
+    """Set as soon as the follower has noted a problem."""
+
+    class Noted(Flag):
+        def is_set(self) -> bool:
+            return bool(follower.cursor.problem)
+
+    return Noted()
+
+
 @pytest.mark.parametrize(
     "done",
     [pytest.param(True, id="answer-lost"), pytest.param(False, id="question-lost", marks=pytest.mark.slow)],
