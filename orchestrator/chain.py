@@ -1,6 +1,6 @@
 """The journal as evidence: every line is read, also behind a bad one, and each break is told with its line."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,12 @@ class Chain:
         """Place and event."""
         return ((place, line.event) for place, line in sorted(self.lines.items()))
 
-    def signatures(self, known: str = "") -> tuple[int, list[str], dict[str, int]]:
+    def signatures(
+        self, known: str = "", revoked: Container[str] = ()
+    ) -> tuple[int, list[str], dict[str, int]]:
         """How many lines the driver has signed, what is wrong with that, and with which keys, each with the number of
-        its first line; ``known``: the only one that counts. Lines that end a round, or the run, must be signed from the
-        first key on."""
+        its first line; ``known``: the only one that counts; ``revoked``: those that do not. Lines that end a round, or
+        the run, must be signed from the first key on."""
         key, keys, signed, wrong = "", dict[str, int](), 0, list[str]()
         for place, line in sorted(self.lines.items()):
             kind = line.event.get("type")
@@ -70,7 +72,9 @@ class Chain:
                     keys.setdefault(key, place + 1)
                 elif keys:
                     wrong.append(f"line {place + 1}: a driver without a key went on here")
-                if known and key != known:
+                if key in revoked:
+                    wrong.append(f"line {place + 1}: a driver began here whose key the roster has revoked")
+                elif known and key != known:
                     wrong.append(f"line {place + 1}: a driver with another key than {known} began here")
             signed += line.sig is not None
             if line.sig is not None and not _signed(key, line):

@@ -65,3 +65,5 @@ class Outside:
     """Public keys by silo, in base64, as in ``roster.yaml``."""
     audits: Sequence[Path] = ()
     """Silos' own records."""
+    revoked: frozenset[str] = frozenset()
+    """Keys, of silos or drivers, that count no longer: nobody can tell whether a line was signed before."""

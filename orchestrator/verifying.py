@@ -74,7 +74,7 @@ class _Verifying:
         if not self.chain.linked:
             chained.wrong.append("it is no chain: the run was made by an older Siloray")
         chained.found = f"{self.chain.num_lines} lines, each follows the one before"
-        signed, wrong, keys = self.chain.signatures(self.outside.driver_key)
+        signed, wrong, keys = self.chain.signatures(self.outside.driver_key, self.outside.revoked)
         driver.wrong += wrong
         known = ", ".join(f"{key} from line {place} on" if place > 1 else key for key, place in keys.items())
         driver.found = f"{signed} lines, key {known}" if keys else "none: the driver had no key"
@@ -194,7 +194,11 @@ class _Verifying:
         self.keys[event.silo] = event.key
         self.joined.add(event.silo)
         wanted = self.outside.silos.get(event.silo)
-        if self.outside.silos and wanted != event.key:
+        if event.key in self.outside.revoked:
+            self.signed.wrong.append(
+                f"line {place + 1}: {event.silo} signs with a key that the roster has revoked"
+            )
+        elif self.outside.silos and wanted != event.key:
             self.signed.wrong.append(
                 f"line {place + 1}: {event.silo} signs with another key than the roster has"
             )

@@ -88,7 +88,8 @@ def _outside(driver_key: str | None, roster: Path | None, audits: list[Path]) ->
         return Outside(driver_key=driver_key or "", audits=audits)
     members = Roster.load(roster)
     silos = {name: encoded(member.signing_key) for name, member in members.silos.items()}
-    return Outside(driver_key or encoded(members.driver.signing_key), silos, audits)
+    driver_key = driver_key or encoded(members.driver.signing_key)
+    return Outside(driver_key, silos, audits, frozenset(members.file.revoked))
 
 
 def _plain(report: "Report", replayed: "Replayed | None") -> dict[str, object]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from orchestrator.cli.main import app
 from orchestrator.core import events
@@ -226,6 +226,34 @@ def test_keys_that_count(run: Path) -> None:
     stranger = base64.b64encode(bytes(32)).decode()
     assert "with another key than" in report(run, driver_key=stranger).verdict
     assert "another key than the roster has" in report(run, silos={"s0": stranger}).verdict
+
+
+@pytest.mark.parametrize("whose", ["s0", "driver"])
+def test_keys_that_the_roster_has_revoked(run: Path, tmp_path: Path, whose: str) -> None:
+    """A member that stands in the roster with such a key, and one that was taken out of it."""
+    keys = {
+        line["silo"]: line["key"]
+        for line in (json.loads(each)["event"] for each in lines(run))
+        if line["type"] == "silo_joined"
+    }
+    keys["driver"] = base64.b64encode(DRIVER.public).decode()
+    entries = {name: {"identity": name, "signing_key": key} for name, key in keys.items()}
+    stays = {"driver": entries.pop("driver"), "silos": dict(entries)}
+    gone = {**stays, "silos": {name: each for name, each in entries.items() if name != whose}}
+    roster = tmp_path / "roster.yaml"
+
+    def verified(document: dict[str, Any]) -> Result:
+        roster.write_text(json.dumps(document))
+        return CliRunner().invoke(
+            app, ["verify", "run", "--runs-dir", str(run.parent), "--roster", str(roster)]
+        )
+
+    assert verified(stays).exit_code == 0, verified(stays).output
+    for document in (stays, gone):
+        ended = verified({**document, "revoked": [keys[whose]]})
+        assert ended.exit_code == 2
+        told = " ".join(ended.output.split())
+        assert "the roster has revoked" in told and "NOT VERIFIED" in told
 
 
 def test_a_run_of_before(run: Path) -> None:
