@@ -35,7 +35,7 @@ class Opening:
         if found is not None:
             self.attempt.model.restore(found.version, found.state, found.meta["lineage"])
         if self.job.start_from is not None:
-            self.enrolment.start = starting.load(self.store.root)
+            self.enrolment.start = starting.load(self.store.root, self.store.key)
         untold = self._replay([EVENT.validate_python(event) for _, event in self.store.events()])
         self.attempt.emit(self._run_opened(epoch, found))
         for alarm in untold:
@@ -102,6 +102,7 @@ class Opening:
             resumed_from=found.version if found else None,
             skipped=[f"{name}: {why}" for name, why in found.skipped] if found else [],
             driver_key=self.store.driver_key,
+            store_key=self.store.key.id if self.store.key else "",
         )
 
     async def _assemble(self) -> bool:

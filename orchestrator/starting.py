@@ -115,13 +115,11 @@ def save(weights: StartingWeights, run_dir: Path) -> None:
     unfinished.rename(run_dir / START)
 
 
-def load(run_dir: Path) -> StartingWeights:
+def load(run_dir: Path, key: at_rest.Key | None) -> StartingWeights:
     """Raises `BadInput`."""
     path = run_dir / START
     try:
-        data = at_rest.opened(
-            at_rest.store_key(), path.read_bytes(), _what(run_dir), path, at_rest.STORE_REMEDY
-        )
+        data = at_rest.opened(key, path.read_bytes(), _what(run_dir), path, at_rest.STORE_REMEDY)
         arrays, said = unpacked(data)
         source = Source.model_validate_json(said[_SOURCE])
     except FileNotFoundError:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator import starting
-from orchestrator.at_rest import store_key
 from orchestrator.checkpoints import Checkpoints, Unusable
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import (
@@ -29,6 +28,7 @@ from orchestrator.core.events import (
 from orchestrator.disk import OsFileSystem
 from orchestrator.job import Job
 from orchestrator.journal import JournalDamaged, read_journal
+from orchestrator.run_key import run_key
 from orchestrator.starting import START, StartingWeights
 from orchestrator.transfer import FileWeights, RunWeights, TorchvisionWeights
 from silos.rebuilt import NoModel, module_of
@@ -203,7 +203,7 @@ def _version(spec: RunWeights, events: Sequence[Event], run_dir: Path) -> int:
 
 
 def _state(run_dir: Path, version: int) -> Mapping[str, NDArray[np.float32]]:
-    checkpoints = Checkpoints(run_dir / "checkpoints", OsFileSystem(), store_key())
+    checkpoints = Checkpoints(run_dir / "checkpoints", OsFileSystem(), run_key(run_dir))
     try:
         return checkpoints.load(version, {})[0]
     except Unusable as error:
@@ -235,7 +235,7 @@ def _of_run(
     """By name, without what stayed private to the run's silos. The model itself is made anew only where its seed is
     what some frozen tensor is known by, or adapters are to be added to their layers."""
     entries = ready.model["entries"]
-    start = starting.load(run_dir) if opened.job.get("start_from") else None
+    start = starting.load(run_dir, run_key(run_dir)) if opened.job.get("start_from") else None
     before = start.fitting(entries) if start is not None else None
     found = starting.views(before.layout, before.values) if before is not None else {}
     frozen = {each["name"] for each in entries if each.get("frozen")}

@@ -14,6 +14,7 @@ from orchestrator import starting
 from orchestrator.checkpoints import Unusable
 from orchestrator.core.events import ModelReady, RoundClosed, RunOpened
 from orchestrator.job import Job
+from orchestrator.run_key import run_key
 from silos.rebuilt import NoModel, module_of
 from silos.weights import parameters_digest as digest_of
 from tracking import weights
@@ -44,7 +45,7 @@ def log_version(server: Server, run_dir: Path, mapper: Mapper, version: int, run
             state = weights.load(run_dir, version)
             tags["siloray.parameters_digest"] = digest_of(state)
             job = Job.model_validate(mapper.opened.job)
-            start = starting.load(run_dir) if job.start_from is not None else None
+            start = starting.load(run_dir, run_key(run_dir)) if job.start_from is not None else None
             model_id = _log(
                 server, module_of(job, mapper.ready.model, state, start), mapper.ready, tags, runs
             )

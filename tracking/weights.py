@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.at_rest import store_key
 from orchestrator.checkpoints import MANIFEST, STATE, Checkpoints, Unusable, checkpoint_name
 from orchestrator.disk import OsFileSystem
+from orchestrator.run_key import run_key
 from silos.weights import parameters_digest
 
 State = Mapping[str, NDArray[np.float32]]
@@ -35,10 +35,11 @@ def keep(run_dir: Path, version: int) -> None:
 
 def load(run_dir: Path, version: int) -> State:
     """The verified vectors of a version: ``params``, ``buffers`` and the strategy's own. Raises Unusable."""
+    key = run_key(run_dir)
     try:
-        return Checkpoints(run_dir / "checkpoints", OsFileSystem(), store_key()).load(version, {})[0]
+        return Checkpoints(run_dir / "checkpoints", OsFileSystem(), key).load(version, {})[0]
     except Unusable:
-        return Checkpoints(run_dir / FOLDER, OsFileSystem(), store_key()).load(version, {})[0]
+        return Checkpoints(run_dir / FOLDER, OsFileSystem(), key).load(version, {})[0]
 
 
 def digest_of(run_dir: Path, version: int) -> str | None:

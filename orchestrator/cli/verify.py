@@ -38,13 +38,13 @@ def verify(
     """Check a run offline: its journal, who signed it, the silos' receipts and the models. Exits with 2 unless all of
     it holds."""
     found = run_dirs.locate(run, None, runs_dir)
-    from orchestrator.at_rest import store_key
+    from orchestrator.run_key import run_key
     from orchestrator.store import Store
     from orchestrator.verifying import verify as check
 
     if replay is not None:
         _refuse_in_store(found, replay)
-    store = Store(found.run_dir, key=store_key())
+    store = Store(found.run_dir, key=run_key(found.run_dir))
     report, replayed = check(store, _outside(driver_key, roster, audit or [])), None
     if replay is not None and report.fine:
         replayed = asyncio.run(_replay(store, replay))

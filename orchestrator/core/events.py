@@ -100,6 +100,9 @@ class RunOpened(_Event):
     """Checkpoints that did not verify, with the reason."""
     driver_key: str = ""
     """The driver's public Ed25519 key, in base64, which the lines from here on are signed with; empty: they are not."""
+    store_key: str | None = None
+    """Id of the key that the run's files are encrypted with; empty: they are in the clear; None: not said, by an older
+    Siloray."""
 
 
 class Simulated(_Event):

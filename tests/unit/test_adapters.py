@@ -131,12 +131,14 @@ def test_a_federation_of_adapters_and_a_run_that_starts_from_it(
     assert set(ready.started_from.left) == anew
 
     silo = TorchTrainer(job, "a", Blobs(), "cpu")
-    fitting = starting.load(tmp_path / "runs/run").fitting(silo.describe()["entries"])
+    fitting = starting.load(tmp_path / "runs/run", None).fitting(silo.describe()["entries"])
     silo.begin_with(starting.views(fitting.layout, fitting.values), fitting.digest)
     assert silo.schema_digest == ready.schema_digest
     silo.evaluate(order(silo, received=seen.driver.model.state))
     x = torch.randn(5, 1, 8, 8)
-    exported = module_of(job, ready.model, seen.driver.model.state, starting.load(tmp_path / "runs/run"))
+    exported = module_of(
+        job, ready.model, seen.driver.model.state, starting.load(tmp_path / "runs/run", None)
+    )
     assert torch.equal(exported(x), silo.flat.module.eval()(x))
     program = torch.export.export(exported, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     assert torch.equal(program.module()(x), exported(x)), "as MLflow keeps it, without peft"

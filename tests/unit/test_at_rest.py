@@ -259,14 +259,14 @@ def test_starting_weights_are_encrypted_too(tmp_path: Path, monkeypatch: pytest.
         {"w": SECRET.reshape(10, 100)}, Source(kind="file", name="x", sha256="0", contributors=["us"])
     )
     starting.save(weights, tmp_path / "open")
-    make_key(tmp_path / "key")
+    key = make_key(tmp_path / "key")
     monkeypatch.setenv(STORE_KEY, str(tmp_path / "key"))
     starting.save(weights, tmp_path / "run")
     assert SECRET.tobytes() in (tmp_path / "open" / starting.START).read_bytes()
     assert SECRET.tobytes()[100:200] not in (tmp_path / "run" / starting.START).read_bytes()
-    assert starting.load(tmp_path / "run").arrays["w"].tobytes() == SECRET.tobytes()
+    assert starting.load(tmp_path / "run", key).arrays["w"].tobytes() == SECRET.tobytes()
     with pytest.raises(BadInput, match="in the clear"):
-        starting.load(tmp_path / "open")
+        starting.load(tmp_path / "open", key)
 
 
 def test_killed_and_resumed_with_the_same_bits_as_in_the_clear(

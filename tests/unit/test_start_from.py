@@ -3,6 +3,7 @@ and given to every silo once."""
 
 import hashlib
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 import safetensors.numpy
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from orchestrator import starting
+from orchestrator.at_rest import MAGIC, STORE_KEY, make_key
+from orchestrator.cli.main import app
 from orchestrator.core import events
 from orchestrator.core.errors import BadInput
 from orchestrator.job import Job
@@ -24,6 +28,7 @@ from tests.support.blob_federation import blob_job, blob_sites, run_blobs
 from tests.support.blobs import Blobs, Net
 from tests.support.federation import Ended, LossyChannel, federate, journal
 from tests.support.quadratic import silo_makers
+from tests.support.rewritten import Line, lines, rewritten, write
 
 TARGET = {"frozen": ["*"], "shared": ["head.*"]}
 
@@ -80,6 +85,47 @@ def test_from_a_federation_to_others_with_another_head(source: tuple[Path, Ended
     assert (told.source.run_id, told.source.version) == ("quadratic-1", 3)
     assert told.source.sha256 == before.digest and told.source.job_digest == before.driver.job.digest
     assert all(closed.bytes_up == 2 * 4 * 27 for closed in seen.rounds), "the head alone travels"
+
+
+def test_from_a_run_in_the_clear_where_new_ones_are_encrypted(
+    source: tuple[Path, Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, before = source
+    make_key(tmp_path / "key")
+    monkeypatch.setenv(STORE_KEY, str(tmp_path / "key"))
+    seen = run_target(target(start={"run": "runs/quadratic-1", "version": 3}), runs, tmp_path)
+    assert seen.outcome.status == "done"
+    assert seen.of(events.ModelReady)[0].started_from.source.sha256 == before.digest
+    assert (tmp_path / "runs" / "run" / START).read_bytes().startswith(MAGIC)
+    card = CliRunner().invoke(app, ["card", "quadratic-1", "--runs-dir", str(runs)])
+    assert card.exit_code == 0 and before.digest[:16] in card.output, card.output
+    assert CliRunner().invoke(app, ["verify", "quadratic-1", "--runs-dir", str(runs)]).exit_code == 0
+
+
+@pytest.mark.parametrize("says", ["its key", "nothing, as before"])
+def test_a_clear_file_in_a_run_under_a_key_is_none_of_its_own(
+    source: tuple[Path, Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str
+) -> None:
+    """It would be anybody's who can write there; also where the journal is of a time when it did not say."""
+    make_key(tmp_path / "key")
+    monkeypatch.setenv(STORE_KEY, str(tmp_path / "key"))
+    runs = tmp_path / "runs"
+    run_blobs(blob_job(3), tmp_path, run_id="quadratic-1")
+    if says != "its key":
+        run_dir = runs / "quadratic-1"
+        write(run_dir, rewritten(lines(run_dir), _older))
+    job = target(start={"run": "runs/quadratic-1", "version": 3})
+    weights.settle(job, runs / "first", tmp_path)
+    checkpoint = Path("quadratic-1", "checkpoints", "v000003")
+    shutil.rmtree(runs / checkpoint)
+    shutil.copytree(source[0] / checkpoint, runs / checkpoint)
+    with pytest.raises(BadInput, match="in the clear, although a key is given"):
+        weights.settle(job, runs / "second", tmp_path)
+
+
+def _older(place: int, line: Line) -> Line:
+    line["event"].pop("store_key", None)
+    return line
 
 
 def test_frozen_layers_are_the_sources_at_every_silo(source: tuple[Path, Ended], tmp_path: Path) -> None:
