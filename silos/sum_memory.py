@@ -17,6 +17,7 @@ FILE = "sums.jsonl"
 class _Sum(NamedTuple):
     members: frozenset[str]
     form: str
+    scale: str
 
 
 class SumMemory:
@@ -45,18 +46,22 @@ class SumMemory:
         updates: Sequence[str],
         members: Collection[str],
         form: str = "",
-        contents: Sequence[str] = (),
+        marks: Sequence[str] = (),
+        scale: str = "",
+        figures: Sequence[str] = (),
     ) -> None:
-        now = _Sum(frozenset(members), form)
+        now, of = _Sum(frozenset(members), form, scale), [*updates, *marks, *figures]
         with locked(self._path):
             self._read()
             if tag.hex() in self._tags:
                 raise SumRefused("this sum has been opened already: a silo answers once")
-            for name in (*updates, *contents):
+            for name in of:
                 _check_members(self._opened.get(name, now), now)
             for update in updates:
-                _check_form(self._opened.get(update, now), now)
-            line = {"tag": tag.hex(), "of": [*updates, *contents], "members": sorted(members), "form": form}
+                _check_same(self._opened.get(update, now).form, form)
+            for mark in marks:
+                _check_same(self._opened.get(mark, now).scale, scale)
+            line = {"tag": tag.hex(), "of": of, "members": sorted(members), "form": form, "scale": scale}
             append_line(self._path, json.dumps(line).encode() + b"\n")
 
     def _read(self) -> None:
@@ -64,7 +69,7 @@ class SumMemory:
         for line in self._lines():
             try:
                 found: dict[str, Any] = json.loads(line)
-                opened = _Sum(frozenset(found["members"]), found["form"])
+                opened = _Sum(frozenset(found["members"]), found["form"], found["scale"])
                 self._tags.add(found["tag"])
                 for name in found["of"]:
                     self._opened.setdefault(name, opened)
@@ -99,9 +104,9 @@ def _check_members(before: _Sum, now: _Sum) -> None:
         )
 
 
-def _check_form(before: _Sum, now: _Sum) -> None:
-    if before.form != now.form:
+def _check_same(before: str, now: str) -> None:
+    if before != now:
         raise SumBound(
-            "one of these updates was opened in a sum of the same silos with other factors or another range: both "
-            "together would show more than their sum"
+            "one of these updates was opened in a sum of the same silos with other weights, other factors or another "
+            "range: both together would show more than their sum; sum what another training gives (another seed)"
         )

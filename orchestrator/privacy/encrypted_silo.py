@@ -214,9 +214,15 @@ class EncryptedSilo:
         if begun.agreed is None:
             self._check_survivors(survivors, header)
             tag, own = header.tag, [self.name]
-            contents = [*header.figures(own), *self.memory.marks(tag)]
+            weighing = self.terms.weighing
             self.memory.permit(
-                tag, header.updates(own), header.brought(survivors), header.form(survivors), contents
+                tag,
+                header.updates(own),
+                header.brought(survivors),
+                header.form(survivors, weighing),
+                self.memory.marks(tag),
+                header.scale(survivors, weighing),
+                header.figures(own),
             )
             begun.agreed = survivors
         if begun.agreed != survivors:

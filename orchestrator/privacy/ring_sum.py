@@ -1,5 +1,6 @@
 """The section ``combine`` of a job whose updates are summed as whole numbers, and the plain one of that kind."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -91,6 +92,13 @@ class RingSum(BaseModel, frozen=True, extra="forbid", json_schema_extra={"requir
 
     def merge(self, rows: Sequence[Any], shares: Sequence[float], out: Any) -> None:
         raise TypeError("sealed updates are not merged one by one")
+
+    @property
+    def weighing(self) -> str:
+        """All that silos' weights follow from, besides their rows."""
+        if self.weights == "uniform":
+            return ""
+        return json.dumps([self.weights, self.max_examples, self.weight_levels], sort_keys=True)
 
     @property
     def most_level(self) -> int:

@@ -126,12 +126,16 @@ class SumHeader:
         """These members with the versions of their updates: another update of the same silo is another term."""
         return [" ".join((each.silo, *each.updates)) for each in self._among(silos)]
 
-    def form(self, silos: Collection[SiloId]) -> str:
-        """Digest of how these members' updates are added up: with other factors, or cut to another range, the same
-        updates give another equation for them."""
-        brought = [[each.received, each.factors, each.settings] for each in self._among(silos)]
-        said = json.dumps([self.size, self.ring, self.value_bits, self.range, brought])
-        return hashlib.sha256(said.encode()).hexdigest()
+    def scale(self, silos: Collection[SiloId], weighing: str) -> str:
+        """Digest of what these members' updates are multiplied with and cut to: with other weights or factors, or in
+        another range, the same updates give another equation for them. ``weighing``: the job's terms of weights."""
+        factors = [each.factors for each in self._among(silos)]
+        return _digest([self.range, factors, weighing])
+
+    def form(self, silos: Collection[SiloId], weighing: str) -> str:
+        """Digest of all of how these members' updates are added up."""
+        brought = [[each.received, each.settings] for each in self._among(silos)]
+        return _digest([self.size, self.ring, self.value_bits, brought, self.scale(silos, weighing)])
 
     def updates(self, silos: Collection[SiloId]) -> list[str]:
         """Names of these members' updates, or of what they found in an evaluation, for `Memory`."""
@@ -164,6 +168,10 @@ class SumHeader:
 
 
 _HEADER = TypeAdapter(SumHeader)
+
+
+def _digest(said: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +251,14 @@ class Memory(Protocol):
         updates: Sequence[str],
         members: Collection[str],
         form: str = "",
-        contents: Sequence[str] = (),
+        marks: Sequence[str] = (),
+        scale: str = "",
+        figures: Sequence[str] = (),
     ) -> None:
         """Record, durably, that the sum of these members (`SumHeader.brought`) is opened in this form, before anything
-        leaves that opens it. Raises `SumRefused` for a tag that was opened before; for one of these updates in a sum of
-        other members, or in another form, than it was opened with; for one of these contents (marks, figures), the
-        same whatever the run, in a sum of other members.
+        leaves that opens it. Raises `SumRefused` for a tag that was opened before; for one of these updates, marks or
+        figures, of which the latter two are the same whatever the run, in a sum of other members than it was opened
+        with; for one of the updates in another form, for one of the marks in another scale.
 
         Sums of the same updates that differ, by however many silos, may together show single ones: 13 sums of 4 of 13
         silos, any two with one silo in common, determine all of them."""

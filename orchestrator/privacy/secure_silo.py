@@ -168,9 +168,15 @@ class SecureSilo:
             shares = begun.secrets.received(sender, boxes)
             told[sender] = as_text(packed([shares[of] for of in (sender, *gone)]))
         header, own = begun.header, [self.name]
-        contents = [*header.figures(own), *self.memory.marks(tag)]
+        weighing = self.terms.weighing
         self.memory.permit(
-            tag, header.updates(own), header.brought(survivors), header.form(survivors), contents
+            tag,
+            header.updates(own),
+            header.brought(survivors),
+            header.form(survivors, weighing),
+            self.memory.marks(tag),
+            header.scale(survivors, weighing),
+            header.figures(own),
         )
         del self._sums[tag]
         return {"shares": told}

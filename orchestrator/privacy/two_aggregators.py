@@ -171,8 +171,10 @@ class TwoAggregatorSilo:
             header.tag,
             header.updates(survivors),
             header.brought(survivors),
-            header.form(survivors),
-            [*header.figures(survivors), *marks],
+            header.form(survivors, self.terms.weighing),
+            marks,
+            header.scale(survivors, self.terms.weighing),
+            header.figures(survivors),
         )
         self._own_seeds.pop(header.tag, None)
         total: RingVector = np.zeros(header.length, header.ring)

@@ -110,36 +110,6 @@ def test_other_updates_may_be_summed_without_one_silo(tmp_path: Path) -> None:
     asked.opened(header, without=["s5"])
 
 
-def test_the_same_silos_with_other_factors(tmp_path: Path) -> None:
-    """As sums for version 2 and for version 3 the same updates have other discounts: two equations, of which one update
-    is the solution."""
-    rounds = {"mode": "async", "buffer": 4, "max_staleness": 3, "min_updates": 4}
-    asked = AskedSums(tmp_path, {**SECURE, "range": 4.0}, rounds=rounds)
-    anew(asked)
-    asked.train(version=1, model=0.1, silos=NAMES[1:])
-    discount = asked.job.policy.discount
-
-    def header(version: int) -> Any:
-        trained = {silo: 0 if silo == "s0" else 1 for silo in NAMES}
-        factors = {silo: discount(version - 1 - trained[silo]) for silo in NAMES}
-        members = [asked.member(silo, trained[silo], factors[silo]) for silo in NAMES]
-        return asked.header(members, version=version)
-
-    asked.opened(header(2))
-    with pytest.raises(SumFailed, match="with other factors or another range"):
-        asked.opened(header(3))
-
-
-def test_the_same_silos_cut_to_another_range(tmp_path: Path) -> None:
-    """Sums of what is cut to r, for many r, show every value in them."""
-    asked = AskedSums(tmp_path, SECURE)
-    anew(asked)
-    asked.opened(asked.header(range=4.0))
-    with pytest.raises(SumFailed, match="with other factors or another range"):
-        asked.opened(asked.header(range=0.5))
-    asked.opened(asked.header(range=4.0))
-
-
 # what makes the part of others small
 
 
