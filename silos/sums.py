@@ -30,7 +30,7 @@ from silos.run import Run
 from silos.sum_memory import SumMemory
 
 KEPT = 3
-"""Sealed packets that the driver may fetch: the newest ones."""
+"""Sealed packets that the driver may fetch: the newest ones; at a helper, one more for each group's sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Sums:
             ask.step, fields, header, lambda: self._vector(header, run, combine)
         )
         if sealed is not None and header is not None:
-            self._keep(packet_tag(header.tag, ask.step), sealed)
+            self._keep(packet_tag(header.tag, ask.step), sealed, _most_kept(run, combine))
         return Answer(
             silo=run.site.name, version=ask.version, attempt=ask.attempt, step=ask.step, fields=found
         )
@@ -105,9 +105,9 @@ class Sums:
         sealed = self._sealed.get(request.tag)
         return None if sealed is None else {"values": sealed[request.start : request.stop]}
 
-    def _keep(self, tag: str, sealed: SealedPacket) -> None:
+    def _keep(self, tag: str, sealed: SealedPacket, most: int) -> None:
         self._sealed[tag] = sealed
-        for old in list(self._sealed)[:-KEPT]:
+        for old in list(self._sealed)[:-most]:
             del self._sealed[old]
 
     def _half_of(self, run: Run, combine: RingSum) -> SiloHalf:
@@ -217,6 +217,13 @@ def _rules(run: Run) -> Rules:
     """The organisation's, and no fewer silos in a sum than the job says."""
     rules = run.site.sum_rules
     return replace(rules, least=max(rules.least, run.job.least_in_sum))
+
+
+def _most_kept(run: Run, combine: RingSum) -> int:
+    groups = combine.groups
+    if groups is None or run.site.name not in combine.helpers:
+        return KEPT
+    return KEPT + len(run.job.training) // groups.size
 
 
 def _figures(work: Brought, header: SumHeader, run: Run) -> MetricSums:

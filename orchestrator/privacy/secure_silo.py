@@ -167,8 +167,7 @@ class SecureSilo:
         for sender in sorted(survivors):
             shares = begun.secrets.received(sender, boxes)
             told[sender] = as_text(packed([shares[of] for of in (sender, *gone)]))
-        header, own = begun.header, [self.name]
-        weighing = self.terms.weighing
+        header, own, weighing = begun.header, [self.name], self.terms.weighing
         self.memory.permit(
             tag,
             header.updates(own),

@@ -1,5 +1,6 @@
 """Whole runs whose updates leave in sums only: whichever kind of sum it is, the model is the same to the bit."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tests.support.federation import Ended, LossyChannel, federate
+from orchestrator import driver
+from orchestrator.core.messages import Fetch, Reply, Request
+from orchestrator.transport.local import LocalChannel
+from tests.support.federation import Ended, LossyChannel, Makers, federate
 from tests.support.quadratic import job_of, problems, silo_makers, sites
 
 SUM: dict[str, Any] = {"value_bits": 14, "first_range": 8.0}
@@ -109,6 +113,45 @@ def test_a_silo_that_starts_anew_gets_new_keys(tmp_path: Path, kind: str) -> Non
     assert "s0" in ended.contributors[-1]
 
 
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", SEALED)
+def test_a_driver_that_starts_anew_finds_silos_that_live_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """They have keys, and sums, of its predecessor, which counted from one as well."""
+    names = [f"s{i}" for i in range(4)]
+    makers = silo_makers(sites(problems(4), tmp_path / "silos"))
+    living: dict[str, Any] = {}
+    start: Makers = {
+        silo: lambda silo=silo: living[silo] if silo in living else living.setdefault(silo, makers[silo]())
+        for silo in names
+    }
+    job = job_of(
+        names,
+        3,
+        report={"silos": False},
+        rounds={"min_updates": 3},
+        combine={"name": kind, **SUM, **KINDS[kind]},
+    )
+    fault = driver.fault
+
+    def crash(point: str) -> None:
+        if point == "round.folded":
+            raise Crash
+        fault(point)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(driver, "fault", crash)
+        federate(job, start, tmp_path)
+    ended = federate(job, start, tmp_path)
+    assert ended.outcome.exit_code == 0, ended.outcome
+    assert ended.contributors == [names] * 3 and not ended.refusals
+    assert ended.digest == run(tmp_path / "plain", "fixed_point_sum", total=3).digest
+
+
 def test_buffered_rounds(tmp_path: Path) -> None:
     """Late binding: only when enough are ready are their sums begun; late updates count for less, and a silo may bring
     two."""
@@ -175,6 +218,25 @@ def test_one_silo_that_sends_anything_does_not_move_the_rule(tmp_path: Path, rul
         )
         found[label] = federate(job, silo_makers(sites(honest, tmp_path / label)), tmp_path / label).params
     assert abs(found[rule] - b).max() < 0.2 < 1 < abs(found["mean"] - b).max()
+
+
+class SlowFetches(LocalChannel):
+    """Packets take longer to come than sums to be sealed."""
+
+    async def call(self, silo: str, request: Request) -> Reply:
+        if isinstance(request, Fetch):
+            await asyncio.sleep(0.2)
+        return await super().call(silo, request)
+
+
+def test_the_second_aggregator_keeps_what_it_reveals_of_every_group(tmp_path: Path) -> None:
+    names, groups = [f"s{i}" for i in range(15)], {"size": 3, "rule": "median"}
+    combine = {"name": "two_aggregator_sum", "second": "s1", "groups": groups, **SUM}
+    job = job_of(names, 1, report={"silos": False}, rounds={"min_updates": 15}, combine=combine)
+    makers = silo_makers(sites(problems(15), tmp_path / "silos"))
+    ended = federate(job, makers, tmp_path, channel=SlowFetches)
+    assert ended.outcome.exit_code == 0 and not ended.refusals, ended.outcome
+    assert len(ended.rounds[0].sealed.groups) == 5
 
 
 def test_a_group_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:

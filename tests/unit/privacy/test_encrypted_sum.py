@@ -242,6 +242,9 @@ def test_agreement_cannot_be_made_up(cohort: Cohort) -> None:
     for bad in ({}, forged, copied, [1], None):
         with pytest.raises(SumRefused, match="agree"):
             mine.decrypt("s00", mine.total(), bad)
+    for junk in ("!", None, 7, as_text(b"short")):
+        good = mine.agree(["s00", "s01", "s02"])
+        assert mine.decrypt("s00", mine.total(), {**good, "s03": junk}).any(), "one silo alone spoils nothing"
     with pytest.raises(SumRefused, match="opened before"):
         for memory in cohort.memories.values():
             memory.opened.append((other.header.tag, frozenset(), frozenset()))
@@ -320,6 +323,21 @@ def test_a_process_that_starts_anew_opens_nothing_old(cohort: Cohort) -> None:
 
 
 # the key
+
+
+def test_a_driver_that_starts_anew_counts_its_set_ups_from_one(cohort: Cohort) -> None:
+    """The silos still have the keys of its predecessor's."""
+    mine = Sum(cohort)
+    consents = mine.agree()
+    cohort.set_up(1)
+    for silo in cohort.silos:
+        with pytest.raises(SumRefused, match="sealed before"):
+            cohort.ask(silo, "seal", mine.header)
+    assert mine.decrypt("s00", mine.total(), consents).any(), "what was sealed is opened as it was sealed"
+    for memory in cohort.memories.values():
+        memory.opened.clear()
+    opened = cohort.open(cohort.header(2))
+    assert np.array_equal(opened.total, plain(cohort, cohort.silos))
 
 
 class Wire(Cohort):
