@@ -14,6 +14,7 @@ from orchestrator.core.metrics import MetricSums
 from orchestrator.core.receipts import Receipt
 from orchestrator.gate import unsound
 from orchestrator.journal import Head
+from orchestrator.privacy.fixed_point import fits
 from orchestrator.privacy.sealing import SumFailed
 from orchestrator.releasing import ask_for_release
 from orchestrator.sealed import SealedSums
@@ -128,7 +129,7 @@ async def _evaluate(attempt: Attempt, silo: SiloId, published: object) -> Evalua
     if isinstance(reply, Refused):
         attempt.refuse(silo, version, reply.code, f"not evaluated: {reply.reason}")
         return None
-    if not isinstance(reply, Evaluated) or unsound(reply.metrics) is not None:
+    if not isinstance(reply, Evaluated) or unsound(reply.metrics) is not None or not fits(reply.summed):
         attempt.refuse(silo, version, "metrics", f"sent no figures: {reply}")
         return None
     wrong = attempt.receipt_flaw(silo, "evaluation", version, head, reply.receipt)

@@ -17,6 +17,7 @@ from orchestrator.core.metrics import MetricSums, Sums
 from orchestrator.core.vector import Parts
 from orchestrator.job import Job
 from orchestrator.pipeline import packet_flaw
+from orchestrator.privacy.fixed_point import fits
 from orchestrator.receipts import Known
 
 ABSURD = 1e9
@@ -25,8 +26,6 @@ ABSURD = 1e9
 
 MOST_SPENT = 32
 """Numbers on privacy in one update."""
-MOST_SUMMED = 1 << 16
-"""Numbers of metrics in a sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +117,7 @@ def _metric_flaw(job: Job, update: Update, expected: Expected) -> tuple[str, str
     name = unsound({**update.train_metrics, **update.metrics})
     if name is not None:
         return "metrics", f"{name} is no sum that adds up"
-    if (
-        any(size < 1 for _, _, size in update.summed)
-        or sum(size for _, _, size in update.summed) > MOST_SUMMED
-    ):
+    if not fits(update.summed):
         return "metrics", "metrics of an absurd size for the sum"
     if not set(update.hidden) <= {name for name, _, _ in update.summed}:
         return "metrics", "hides metrics that are not in the sum"

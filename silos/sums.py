@@ -14,7 +14,7 @@ from orchestrator.core.messages import Answer, Ask, Fetch
 from orchestrator.core.metrics import MetricSums
 from orchestrator.core.random import seed_of
 from orchestrator.core.vector import Packet
-from orchestrator.privacy.fixed_point import FixedPoint, RingVector
+from orchestrator.privacy.fixed_point import FixedPoint, RingVector, fits
 from orchestrator.privacy.ring_sum import RingSum
 from orchestrator.privacy.sealing import (
     Member,
@@ -136,6 +136,8 @@ class Sums:
             raise SumRefused(f"range {header.range} of the ring")
         if combine.range != "auto" and header.range != combine.range:
             raise SumRefused(f"range {header.range:g} of the ring, where the job has {combine.range:g}")
+        if header.size < 0 or not fits(header.shapes, len(silos)):
+            raise SumRefused("metrics of an absurd size for the sum")
         _check_members(header, run.job.max_in_sum)
         if run.site.name in silos or run.site.name not in combine.helpers:
             self._check_own(header, run)

@@ -27,6 +27,8 @@ Shapes = Sequence[tuple[str, str, int]]
 
 LIMB_BITS = 8
 LIMBS = 8
+MOST_FIGURES = 1 << 16
+"""Numbers of one silo's metrics in a sum, and letters of their names."""
 METRIC_QUANTUM = 2.0**-20
 """A metric is a signed 64-bit multiple of this, in eight limbs of eight bits, lowest first."""
 SMALL = (4, 32)
@@ -146,6 +148,13 @@ class Total:
 def extra(shapes: Shapes) -> int:
     """Coordinates behind those of the vector."""
     return FIXED + LIMBS * sum(size for _, _, size in shapes)
+
+
+def fits(shapes: Shapes, num_silos: int = 1) -> bool:
+    """Whether metrics of these shapes are of a size that so many silos may have."""
+    sizes, most = [size for _, _, size in shapes], MOST_FIGURES * num_silos
+    letters = sum(len(name) for name, _, _ in shapes)
+    return all(size > 0 for size in sizes) and sum(sizes) <= most and letters <= most
 
 
 def shapes_of(metrics: MetricSums) -> tuple[tuple[str, str, int], ...]:

@@ -1,6 +1,7 @@
 """Whole runs whose updates leave in sums only: whichever kind of sum it is, the model is the same to the bit."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator import driver
-from orchestrator.core.messages import Fetch, Reply, Request
+from orchestrator.core.events import SiloDown
+from orchestrator.core.messages import Evaluated, Fetch, Reply, Request
 from orchestrator.transport.local import LocalChannel
 from tests.support.federation import Ended, LossyChannel, Makers, federate
 from tests.support.quadratic import job_of, problems, silo_makers, sites
@@ -150,6 +152,24 @@ def test_a_driver_that_starts_anew_finds_silos_that_live_on(
     assert ended.outcome.exit_code == 0, ended.outcome
     assert ended.contributors == [names] * 3 and not ended.refusals
     assert ended.digest == run(tmp_path / "plain", "fixed_point_sum", total=3).digest
+
+
+class OddFigures(LocalChannel):
+    """One silo says that it has more figures than a machine has memory."""
+
+    async def call(self, silo: str, request: Request) -> Reply:
+        reply = await super().call(silo, request)
+        odd = silo == "s3" and isinstance(reply, Evaluated)
+        return replace(reply, summed=(("loss", "mean", 1 << 40),)) if odd else reply
+
+
+def test_a_silo_with_absurd_figures_is_not_in_their_sum(tmp_path: Path) -> None:
+    names = [f"s{i}" for i in range(4)]
+    job = job_of(names, 1, rounds={"min_updates": 3}, combine={"name": "secure_sum", **SUM})
+    makers = silo_makers(sites(problems(4), tmp_path / "silos"))
+    ended = federate(job, makers, tmp_path, channel=OddFigures)
+    assert ended.outcome.exit_code == 0 and ended.refusals == {("s3", 1, "metrics")}
+    assert not ended.of(SiloDown), "the others' figures were summed"
 
 
 def test_buffered_rounds(tmp_path: Path) -> None:

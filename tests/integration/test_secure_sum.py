@@ -301,10 +301,13 @@ def test_what_a_header_must_not_say(hospitals: Hospitals) -> None:
         "no header of a sum": {"range": "wide"},
         "of the ring": {"range": 1e9},
         "more updates than the ring": {"members": (twice, *others)},
+        "metrics of an absurd size": {"shapes": (("loss", "mean", 1 << 40),)},
         "no keys were exchanged with this silo for set-up 2": {"setup": 2},
     }.items():
         hospitals.refused("s0", sentence, "seal", hospitals.header(**changes))
     hospitals.refused("s0", "another ring than the job's", "seal", hospitals.header(value_bits=8))
+    for shapes in ((("loss", "mean", -2),), (("loss" * 10**5, "mean", 2),)):
+        hospitals.refused("s0", "metrics of an absurd size", "seal", hospitals.header(shapes=shapes))
     hospitals.refused("s0", "version or attempt than the request", "seal", header, attempt=2)
     assert isinstance(hospitals.silos["s0"].handle(_fetch(header)), Refused), "nothing was sealed"
 

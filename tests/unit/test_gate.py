@@ -104,6 +104,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "hidden metrics that are in no sum": ("metrics", {"hidden": ("auc",)}),
     "metrics for the sum of no size": ("metrics", {"summed": (("loss", "mean", 0),)}),
     "metrics for the sum of an absurd size": ("metrics", {"summed": (("loss", "mean", 1 << 17),)}),
+    "metrics for the sum with absurd names": ("metrics", {"summed": (("loss" * 10**5, "mean", 2),)}),
 }
 
 
