@@ -34,7 +34,10 @@ class SumMemory:
         self._marks: dict[bytes, tuple[str, ...]] = {}
 
     def begins(self, tag: bytes, marks: Sequence[str]) -> None:
-        """The silo seals these of its updates for the sum with this tag."""
+        """The silo seals these of its updates for the sum with this tag, which others may open without it: not where
+        it could not remember. Raises `BadInput`."""
+        with locked(self._path):
+            self._read()
         self._marks[tag] = tuple(marks)
 
     def marks(self, tag: bytes) -> tuple[str, ...]:
@@ -75,7 +78,8 @@ class SumMemory:
                     self._opened.setdefault(name, opened)
             except (ValueError, KeyError, TypeError):
                 raise BadInput(
-                    f"{self._path}: line {self._num_lines + 1} is not what siloray wrote; it must not be lost"
+                    f"{self._path}: line {self._num_lines + 1} is not what siloray wrote; it must not be lost",
+                    "the silo's memory of opened sums is damaged",
                 ) from None
             self._read_bytes += len(line)
             self._num_lines += 1

@@ -1,7 +1,6 @@
 """Whole runs whose updates leave in sums only: whichever kind of sum it is, the model is the same to the bit."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from orchestrator import driver
-from orchestrator.core.events import SiloDown
-from orchestrator.core.messages import Evaluated, Fetch, Reply, Request
+from orchestrator.core.messages import Fetch, Reply, Request
 from orchestrator.transport.local import LocalChannel
-from tests.support.federation import Ended, LossyChannel, Makers, federate
+from tests.support.federation import Ended, LossyChannel, federate
 from tests.support.quadratic import job_of, problems, silo_makers, sites
 
 SUM: dict[str, Any] = {"value_bits": 14, "first_range": 8.0}
@@ -113,63 +110,6 @@ def test_a_silo_that_starts_anew_gets_new_keys(tmp_path: Path, kind: str) -> Non
     ended = run(tmp_path, kind, 5, 4, {("s0", "Train", 2): "before"}, {"min_updates": 3})
     assert ended.outcome.exit_code == 0
     assert "s0" in ended.contributors[-1]
-
-
-class Crash(Exception):
-    pass
-
-
-@pytest.mark.parametrize("kind", SEALED)
-def test_a_driver_that_starts_anew_finds_silos_that_live_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """They have keys, and sums, of its predecessor, which counted from one as well."""
-    names = [f"s{i}" for i in range(4)]
-    makers = silo_makers(sites(problems(4), tmp_path / "silos"))
-    living: dict[str, Any] = {}
-    start: Makers = {
-        silo: lambda silo=silo: living[silo] if silo in living else living.setdefault(silo, makers[silo]())
-        for silo in names
-    }
-    job = job_of(
-        names,
-        3,
-        report={"silos": False},
-        rounds={"min_updates": 3},
-        combine={"name": kind, **SUM, **KINDS[kind]},
-    )
-    fault = driver.fault
-
-    def crash(point: str) -> None:
-        if point == "round.folded":
-            raise Crash
-        fault(point)
-
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(driver, "fault", crash)
-        federate(job, start, tmp_path)
-    ended = federate(job, start, tmp_path)
-    assert ended.outcome.exit_code == 0, ended.outcome
-    assert ended.contributors == [names] * 3 and not ended.refusals
-    assert ended.digest == run(tmp_path / "plain", "fixed_point_sum", total=3).digest
-
-
-class OddFigures(LocalChannel):
-    """One silo says that it has more figures than a machine has memory."""
-
-    async def call(self, silo: str, request: Request) -> Reply:
-        reply = await super().call(silo, request)
-        odd = silo == "s3" and isinstance(reply, Evaluated)
-        return replace(reply, summed=(("loss", "mean", 1 << 40),)) if odd else reply
-
-
-def test_a_silo_with_absurd_figures_is_not_in_their_sum(tmp_path: Path) -> None:
-    names = [f"s{i}" for i in range(4)]
-    job = job_of(names, 1, rounds={"min_updates": 3}, combine={"name": "secure_sum", **SUM})
-    makers = silo_makers(sites(problems(4), tmp_path / "silos"))
-    ended = federate(job, makers, tmp_path, channel=OddFigures)
-    assert ended.outcome.exit_code == 0 and ended.refusals == {("s3", 1, "metrics")}
-    assert not ended.of(SiloDown), "the others' figures were summed"
 
 
 def test_buffered_rounds(tmp_path: Path) -> None:

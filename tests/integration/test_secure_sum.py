@@ -301,6 +301,9 @@ def test_what_a_header_must_not_say(hospitals: Hospitals) -> None:
         "no header of a sum": {"range": "wide"},
         "of the ring": {"range": 1e9},
         "more updates than the ring": {"members": (twice, *others)},
+        "what s0 is to bring is not said, or said twice": {"members": (twice, *others[:2])},
+        "what s1 is to bring is not said": {"members": (own, Member("s1", (0,), (), (1.0,)), *others[1:])},
+        "what s2 is to bring is not said": {"members": (own, others[0], Member("s2", (), (), ()), others[2])},
         "metrics of an absurd size": {"shapes": (("loss", "mean", 1 << 40),)},
         "no keys were exchanged with this silo for set-up 2": {"setup": 2},
     }.items():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.core.messages import Refused
+from orchestrator.core.messages import Answer, Fetch, Refused
 from orchestrator.job import Job
 from orchestrator.privacy.sealing import SumFailed
 from silos import sums
@@ -108,6 +108,35 @@ def test_other_updates_may_be_summed_without_one_silo(tmp_path: Path) -> None:
     asked.train(version=1, model=0.1)
     header = asked.header([asked.member(silo, 1) for silo in NAMES], version=2)
     asked.opened(header, without=["s5"])
+
+
+def test_what_another_run_left_behind_is_in_no_sum(tmp_path: Path) -> None:
+    asked = AskedSums(tmp_path, {**SECURE, "range": 4.0})
+    anew(asked)
+    header = asked.header()
+    sealed = asked.told("s0", "seal", header, {"header": header.fields()})
+    assert isinstance(sealed, Answer)
+    found = asked.evaluate(0)
+    asked.leave(finished=False)
+    for silo in NAMES:
+        asked.join(silo)
+    asked.set_up()
+    fetch = Fetch(run_id="run", epoch=1, version=1, start=0, stop=1, tag=header.tag.hex())
+    assert isinstance(asked.silos["s0"].handle(fetch), Refused)
+    told = [type(each)(each.silo, (0,), (found[each.silo].received,), (1.0,)) for each in header.members]
+    for other in (asked.header(), asked.header(told, size=0)):
+        reply = asked.told("s0", "seal", other, {"header": other.fields()})
+        assert isinstance(reply, Refused) and reply.reason == "no work on version 0 is ready here"
+
+
+def test_a_job_without_sums_has_no_steps_of_them(tmp_path: Path) -> None:
+    asked = AskedSums(tmp_path, {"name": "mean"})
+    asked.train()
+    for step in ("keys", "seal"):
+        reply = asked.told("s0", step, None, {"setup": 1})
+        assert (
+            isinstance(reply, Refused) and reply.reason == f"the job's combiner 'mean' has no step '{step}'"
+        )
 
 
 # what makes the part of others small

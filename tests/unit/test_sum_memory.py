@@ -67,6 +67,9 @@ def test_what_was_written_must_not_be_lost(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"{", b"#"))
     with pytest.raises(BadInput, match="line 1"):
         SumMemory(tmp_path).permit(b"2", ["v1"], ALL)
+    with pytest.raises(BadInput, match="line 1") as damaged:
+        SumMemory(tmp_path).begins(b"2", ["mark"])
+    assert str(tmp_path) not in damaged.value.public
 
 
 def test_a_line_that_was_torn_was_never_acted_on(tmp_path: Path) -> None:
