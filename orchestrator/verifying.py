@@ -17,7 +17,7 @@ from orchestrator.receipts import contributors_digest, is_signed_by, vote_digest
 from orchestrator.store import COUNTERSIGNS, Store
 from orchestrator.verdict import Check, Outside, Report
 from orchestrator.verified_models import Models
-from orchestrator.voting import miscounted, told
+from orchestrator.verified_votes import Votes
 from orchestrator.witnesses import audit_check
 
 MOST_TOLD = 20
@@ -59,12 +59,13 @@ class _Verifying:
         self.members: dict[int, frozenset[str]] = {}
         """By version, the silos whose updates are in it; ``told``: their digest."""
         self.told: dict[int, str] = {}
+        self.counted: dict[tuple[str, int], int] = {}
+        """By silo and the version that it trained from, the version that its update is in."""
         self.closed: events.RunClosed | None = None
         self.num_updates = 0
         self.signed, self.history = Check("receipts"), Check("countersigned history")
-        self.job_check, self.rounds_made, self.votes = Check("job"), Check("rounds"), Check("release")
-        self.models = Models()
-        self.voted: dict[str, events.SiloAttacked] = {}
+        self.job_check, self.rounds_made = Check("job"), Check("rounds")
+        self.models, self.votes = Models(), Votes()
         self.seen: dict[str, int] = {}
         self.last: dict[str, int] = {}
 
@@ -83,7 +84,7 @@ class _Verifying:
         self._end()
         found = [self.job_check, self.rounds_made, self.signed, self.history, self.models.check]
         checks = [chained, driver, *found]
-        checks += [self.votes] if self.votes.found else []
+        checks += [self.votes.check] if self.votes.check.found else []
         run_id = self.opened.run_id if self.opened else ""
         checks += [audit_check(path, run_id, self.chain) for path in self.outside.audits]
         made = Report(checks=checks, num_lines=self.chain.num_lines, countersigned=self.seen)
@@ -115,6 +116,7 @@ class _Verifying:
                 self._round(place, event)
             case events.Rewound():
                 self.rounds = {v: each for v, each in self.rounds.items() if v <= event.version}
+                self.counted = {update: v for update, v in self.counted.items() if v <= event.version}
                 self.models.rewind(event.version)
             case events.VersionEvaluated():
                 for receipt in event.receipts:
@@ -122,7 +124,8 @@ class _Verifying:
             case events.SiloAttacked():
                 self._vote(place, event)
             case events.ReleaseVoted():
-                self._release(place, event)
+                self._check_open(place)
+                self.votes.outcome(place, event, self.job, self.rounds)
             case events.RunClosed():
                 self._check_open(place)
                 self.closed = event
@@ -145,6 +148,7 @@ class _Verifying:
             )
         for each in event.contributors:
             self._contributor(place, each)
+            self._once(place, each, event.version)
         self.rounds[event.version] = event
         before, names = self.members.get(newest, frozenset()), {each.silo for each in event.contributors}
         self.members[event.version] = before if names <= before else before | names
@@ -152,23 +156,13 @@ class _Verifying:
 
     def _vote(self, place: int, event: events.SiloAttacked) -> None:
         where, receipt = f"line {place + 1}: {event.silo}", event.receipt
-        self.voted[event.silo] = event
+        self.votes.take(event)
         if receipt is None:
             self.signed.wrong.append(f"{where}: its vote counts without a receipt")
             return
         self._statement(place, receipt, "vote", event.silo)
         if (receipt.version, receipt.update) != (event.version, vote_digest(event)):
             self.signed.wrong.append(f"{where}: its receipt is about another vote")
-
-    def _release(self, place: int, event: events.ReleaseVoted) -> None:
-        self._check_open(place)
-        self.votes.found = f"version {event.version} {told(event.model_dump())}"
-        settings, training = (self.job.release, self.job.training) if self.job else (None, ())
-        if settings is None or miscounted(event, self.voted, settings, training):
-            self.votes.wrong.append(f"line {place + 1}: the votes come to something else")
-        made = self.rounds.get(event.version)
-        if made is not None and event.lineage not in ("", made.lineage):
-            self.votes.wrong.append(f"line {place + 1}: the vote was on another version {event.version}")
 
     def _job(self, place: int, event: events.RunOpened) -> None:
         self.joined.clear()
@@ -216,6 +210,19 @@ class _Verifying:
                 f"{where}: it was told of other contributors to the model than these lines have"
             )
         self.num_updates += 1
+
+    def _once(self, place: int, each: Contributor, version: int) -> None:
+        """A silo delivers once from a version, however often it is asked."""
+        where, update = f"line {place + 1}: {each.silo}", (each.silo, each.base_version)
+        if update in self.counted:
+            self.signed.wrong.append(
+                f"{where}: its work on version {each.base_version} is in version {self.counted[update]} already"
+            )
+        if each.base_version >= version:
+            self.signed.wrong.append(
+                f"{where}: its work on version {each.base_version} is in version {version}"
+            )
+        self.counted.setdefault(update, version)
 
     def _statement(self, place: int, receipt: Receipt, kind: str, silo: str) -> None:
         where = f"line {place + 1}: {silo}"

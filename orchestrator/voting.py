@@ -41,7 +41,8 @@ def miscounted(
     voted: ReleaseVoted, votes: Mapping[str, SiloAttacked], settings: ReleaseSettings, silos: Sequence[str]
 ) -> bool:
     """Whether these votes come to something else than was written down, but for why silos did not vote."""
-    on_it = {silo: each for silo, each in votes.items() if each.lineage == voted.lineage}
+    model = voted.version, voted.lineage
+    on_it = {silo: each for silo, each in votes.items() if (each.version, each.lineage) == model}
     again = counted(on_it, voted.missing, silos, settings, voted.version, voted.lineage)
     said = {"missing": voted.missing, "seq": voted.seq, "time": voted.time}
     return again.missing.keys() != voted.missing.keys() or again.model_copy(update=said) != voted

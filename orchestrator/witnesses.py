@@ -16,8 +16,11 @@ _FACTS = TypeAdapter(dict[str, Any])
 def audit_check(path: Path, run_id: str, chain: Chain) -> Check:
     """Whether the silo of this ``audit.jsonl`` was told of these lines. Raises `BadInput`."""
     check, heads = Check(f"record {path}"), 0
-    for number, line in _lines(path):
-        if line.get("run") != run_id or "journal_head" not in line:
+    told = [(number, line) for number, line in _lines(path) if line.get("run") == run_id]
+    if not told:
+        check.wrong.append("the silo knows nothing of this run")
+    for number, line in told:
+        if "journal_head" not in line:
             continue
         heads += 1
         head, length = str(line["journal_head"]), line.get("journal_lines")

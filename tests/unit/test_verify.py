@@ -131,6 +131,15 @@ def test_a_journal_cut_with_all_that_knows_of_it_but_a_silos_own_record(run: Pat
     assert f"line 1: the silo was told of {last + 1} other lines than these" in found.verdict
 
 
+def test_a_silo_that_never_heard_of_the_run(run: Path, tmp_path: Path) -> None:
+    """Somebody made it up, silo and all: the keys in it are none of that silo's."""
+    audit = tmp_path / "audit.jsonl"
+    audit.write_text('{"event": "joined", "run": "another"}\n')
+    assert report(run, audits=[audit]).verdict.endswith(f"record {audit}: the silo knows nothing of this run")
+    audit.write_text('{"event": "joined", "run": "run"}\n')
+    assert report(run, audits=[audit]).fine, "it joined, and nobody asked it for anything"
+
+
 @pytest.mark.parametrize("sign", [False, True])
 def test_a_chain_that_was_made_anew_from_one_line_on(run: Path, sign: bool) -> None:
     """Even by the driver itself: the silos have signed the other one."""

@@ -113,6 +113,22 @@ def test_a_version_that_stands_there_twice(run: Path) -> None:
     assert "version 3 follows version 3" in wrong(run, "rounds")
 
 
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [(1, "its work on version 1 is in version 2 already"), (3, "its work on version 3 is in version 3")],
+)
+def test_work_that_counts_twice_or_before_it_was_done(run: Path, base: int, said: str) -> None:
+    """A driver that asks a silo twice has two receipts, and the silo's rows would count twice."""
+
+    def change(place: int, line: Line) -> Line:
+        if line["event"]["type"] == "round_closed" and line["event"]["version"] == 3:
+            line["event"]["contributors"][0]["base_version"] = base
+        return line
+
+    write(run, rewritten(lines(run), change, sign=True))
+    assert said in wrong(run, "receipts")
+
+
 def test_a_driver_that_leaves_its_key_behind(run: Path) -> None:
     (opened,) = (each for _, each in Store(run).events() if each["type"] == "run_opened")
     before = len(lines(run))

@@ -125,6 +125,42 @@ def test_a_vote_on_another_version(made: Path, tmp_path: Path) -> None:
     assert "the vote was on another version 3" in wrong(report(run), "release")[0]
 
 
+def on(made: Path, folder: Path, version: int, change: Callable[[Line], None]) -> list[str]:
+    """What is wrong when the driver, from the start, has written down the silos' votes as on this version."""
+    run = folder / "run"
+    shutil.copytree(made, run)
+    (run / COUNTERSIGNS).unlink()
+
+    def put(place: int, line: Line) -> Line:
+        if line["event"]["type"] == "release_voted":
+            line["event"]["version"] = version
+        if line["event"]["type"] in ("silo_attacked", "release_voted"):
+            change(line["event"])
+        return line
+
+    write(run, rewritten(lines(run), put, sign=True))
+    return wrong(report(run), "release")
+
+
+def test_votes_on_one_version_let_no_other_go(made: Path, tmp_path: Path) -> None:
+    """The silos were asked about version 3, and would not have let version 2 go."""
+    lineage = next(
+        e["lineage"] for _, e in Store(made).events() if e["type"] == "round_closed" and e["version"] == 2
+    )
+
+    def named(event: Line) -> None:
+        event["lineage"] = lineage
+
+    assert "the votes come to something else" in on(made, tmp_path, 2, named)[0]
+
+
+def test_a_vote_says_which_model_it_is_on(made: Path, tmp_path: Path) -> None:
+    def nameless(event: Line) -> None:
+        event["lineage"] = ""
+
+    assert "the vote was on another version 3" in on(made, tmp_path, 3, nameless)[0]
+
+
 def test_a_vote_without_a_receipt(made: Path, tmp_path: Path) -> None:
     def strip(line: Line) -> Line:
         line["event"]["receipt"] = None
