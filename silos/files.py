@@ -70,6 +70,7 @@ def table_files(found: Iterable[Place]) -> tuple[Place, ...]:
     for path, split in given:
         if path.is_dir():
             files += [Place(each, split) for each in tables_in(path.rglob("*"))]
+    check_names(files)
     _check_one_format(given, files)
     return tuple(sorted(files, key=lambda each: (each.split != "train", each.path)))
 
@@ -94,6 +95,17 @@ def _check_one_format(given: tuple[Place, ...], files: list[Place]) -> None:
         raise BadInput(
             f"{files[0].path.parent}: files of several formats ({several}); name those of one in 'path'"
         )
+
+
+def check_names(files: Iterable[Place]) -> None:
+    """Raises `BadInput` for a name that nothing can write down: old archives hold such."""
+    for path, _ in files:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise BadInput(
+                f"{path}: a name that is not UTF-8; rename it", "a file's name is not UTF-8"
+            ) from None
 
 
 def fingerprint(files: Iterable[Place], config: DatasetConfig) -> str:

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from orchestrator.core.errors import BadInput
 from silos.config import ColumnSplit, DatasetConfig
-from silos.files import UNREADABLE, Place, fingerprint, reason
+from silos.files import UNREADABLE, Place, check_names, fingerprint, reason
 from silos.splits import Tags, name_keys, share_tags, wants_no_test
 from silos.tasks.task import Split
 
@@ -123,6 +123,7 @@ class ImageFolder:
             looked = ", ".join(self.classes) or "no folders"
             what = f"{roots[0].path}: no image in a folder per class ({looked})"
             raise BadInput(what, "no image in a folder per class")
+        check_names(self.files)
         self._roots = tuple(roots)
         self._left_out: tuple[int, ...] = ()
 

@@ -41,9 +41,8 @@ def encrypt(
         typer.echo(
             f"{copy}: {num_rows:,} rows, equal to those of {each}; every column and the footer encrypted"
         )
-    typer.echo(
-        f"in silo.yaml: encryption: {{key: {{file: {key_file}}}}}; SRC is still in the clear", err=True
-    )
+    where = f"{{file: {key_file.absolute()}}}" if key_file.is_file() else "..."
+    typer.echo(f"in silo.yaml: encryption: {{key: {where}}}; SRC is still in the clear", err=True)
 
 
 @app.command("freeze")

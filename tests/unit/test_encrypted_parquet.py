@@ -1,5 +1,6 @@
 """Encrypted tables: read as others are, and refused in one line for a wrong key or a changed byte."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,21 @@ def test_the_command_makes_a_copy_that_reads_the_same(kind: str, tmp_path: Path)
         for name in ("patient", "kind"):
             assert before[name].text.equals(after[name].text)
     assert now.place(59).endswith("row 60")
+
+
+def test_the_command_says_what_silo_yaml_has_to_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path of the shell's folder would be another one in ``silo.yaml``, and a pipe none at all."""
+    monkeypatch.chdir(tmp_path)
+    plain("csv", tmp_path).rename("rows.csv")
+    silo("key k")
+    said = silo("encrypt rows.csv one.parquet --key-file k")[1]
+    assert f"encryption: {{key: {{file: {tmp_path}/k}}}}; " in said
+    reading, writing = os.pipe()
+    os.write(writing, (tmp_path / "k").read_bytes())
+    os.close(writing)
+    code, said = silo(f"encrypt rows.csv two.parquet --key-file /dev/fd/{reading}")
+    os.close(reading)
+    assert code == 0 and "encryption: {key: ...}; " in said
 
 
 def test_images_in_encrypted_parquet_are_read_in_memory_and_by_workers(tmp_path: Path, key: Key) -> None:

@@ -1,6 +1,7 @@
 """Data that changed since somebody saw it is refused with what changed; its rows' hashes stay, and tell no row."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,21 @@ def test_a_folder_of_images_that_changed(change: Callable[[Path], None], said: s
     change(tmp_path / "images")
     reply = asked(made, job(IMAGES))
     assert isinstance(reply, Refused) and said in reply.reason
+
+
+@pytest.mark.parametrize("folder", ["images/a", "tables"])
+def test_a_name_that_is_not_utf_8_costs_one_line(folder: str, tmp_path: Path) -> None:
+    """Of an archive made elsewhere: no digest and no message can hold it."""
+    write_images(tmp_path)
+    (tmp_path / "tables").mkdir()
+    write_rows(tmp_path / "tables")
+    (old,) = list((tmp_path / folder).iterdir())[:1]
+    old.rename(old.with_name(os.fsdecode(b"m\xfcller") + old.suffix))
+    made = site(tmp_path, folder.partition("/")[0], freeze="required")
+    code, said = cli(tmp_path, "silo", "freeze")
+    assert code == 2 and said.count("\n") == 1 and said.endswith("a name that is not UTF-8; rename it\n")
+    reply = asked(made, job(IMAGES if "/" in folder else TABLE))
+    assert isinstance(reply, Refused) and reply.reason.endswith("a file's name is not UTF-8")
 
 
 def test_images_in_encrypted_parquet(tmp_path: Path) -> None:
