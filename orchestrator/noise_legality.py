@@ -33,6 +33,7 @@ def refusals(job: "Job") -> Iterator[str]:
     yield from _bounded(job, job.noise)
     if not unsolvable:
         yield from _of_ring(job, job.noise)
+        yield from _of_gate(job, job.noise)
 
 
 def _bounded(job: "Job", noise: Gaussian) -> Iterator[str]:
@@ -97,6 +98,16 @@ def _of_ring(job: "Job", noise: Gaussian) -> Iterator[str]:
         yield (
             f"combine.value_bits: the ring's step {point.quantum:.3g} is too coarse for noise of {step.own_std:.3g}; "
             "give more bits, or ring: uint32"
+        )
+
+
+def _of_gate(job: "Job", noise: Gaussian) -> Iterator[str]:
+    """Whom the gate keeps out is told to all, with the length of the update, to which no noise was added."""
+    most, bound = job.gate.max_norm, _largest(job).bound
+    if noise.where == "driver" and most is not None and most < bound:
+        yield (
+            f"gate.max_norm: {most:g} is below the clip's bound {bound:.4g}: which silos the gate keeps out would tell "
+            "of updates that the driver's noise is to hide; give as much or more"
         )
 
 

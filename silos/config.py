@@ -82,10 +82,21 @@ class Budget(_Spec, frozen=True):
     epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float = Field(gt=0, lt=1)
     unit: Literal["record", "patient", "silo"] = "record"
+    column: str | None = None
+    """Where the files name their patient, with ``unit: patient``: a job that goes by another column protects whom that
+    names, and is refused."""
     new_rows: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")], ...] = ()
     """Fingerprints, or their first 12 digits or more, of files of which no row was in the data set before (``siloray
     ledger show`` says what the fingerprint is now). For these the budget begins anew; for files that have merely
     changed it goes on."""
+
+    @model_validator(mode="after")
+    def _of_whom(self) -> Self:
+        if (self.unit == "patient") != (self.column is not None):
+            raise ValueError(
+                "give 'column', where the files name their patient, with 'unit: patient', and only then"
+            )
+        return self
 
 
 class DatasetConfig(_Spec, frozen=True):

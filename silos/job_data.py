@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.core.errors import BadInput
 from orchestrator.job import Job
 from silos.approvals import Approvals
 from silos.config import SiloConfig
 from silos.data import open_data
+from silos.files import places
 from silos.freezing import Manifests
 from silos.quarantine import Quarantine, contract_of
 
@@ -30,6 +32,7 @@ def open_job_data(job: Job, dataset: str, config: SiloConfig, folder: Path, own_
     """``folder``: that of ``silo.yaml``; ``own_folder``: where the silo keeps its records. Raises `BadInput`: the data
     cannot be read, changed since it was approved, or breaks the contract."""
     described = config.datasets[dataset]
+    _check_one_account(dataset, config, folder)
     data = open_data(described, folder)
     fingerprint = _as_approved(job, dataset, config, data, own_folder)
     contract = contract_of(job, described) if dataset == job.task.dataset else None
@@ -69,3 +72,28 @@ def _as_approved(job: Job, dataset: str, config: SiloConfig, data: Any, own_fold
             dataset, now, frozen.digest if frozen else None, "the data was frozen", remedy, counts
         )
     return now.digest
+
+
+def _check_one_account(dataset: str, config: SiloConfig, folder: Path) -> None:
+    """Raises `BadInput` where another entry reads the same files, and one of the two has a budget: what is asked under
+    one name would not count under the other."""
+    ours = _places(dataset, config, folder)
+    for other in sorted(config.datasets.keys() - {dataset}):
+        if config.datasets[dataset].budget is None and config.datasets[other].budget is None:
+            continue
+        theirs = _places(other, config, folder)
+        if ours & _with_folders(theirs) or theirs & _with_folders(ours):
+            what = f"datasets: '{dataset}' and '{other}' read the same files, and a privacy budget is of one entry"
+            raise BadInput(f"silo.yaml: {what}; give the rows one entry", f"{what}; give the rows one entry")
+
+
+def _places(dataset: str, config: SiloConfig, folder: Path) -> set[Path]:
+    """Files and folders that it names; none where one is not there."""
+    try:
+        return {place.path.resolve() for place in places(config.datasets[dataset], folder)}
+    except BadInput:
+        return set()
+
+
+def _with_folders(paths: set[Path]) -> set[Path]:
+    return paths | {folder for path in paths for folder in path.parents}

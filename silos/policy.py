@@ -40,6 +40,7 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
     for dataset in job.datasets:
         if dataset not in config.datasets:
             yield f"{silo} has no data set '{dataset}' (its silo.yaml: {_listed(sorted(config.datasets))})"
+    yield from _budgets(job, config)
     if not isinstance(task, OwnTask) and task.name not in policy.allow_tasks:
         yield f"{silo} does not allow the task '{task.name}' (allow_tasks: {_listed(policy.allow_tasks)})"
     for module in sorted(modules(task)):
@@ -66,6 +67,27 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
     yield from _limits(job, policy, silo)
     if not policy.share_counts:
         yield from _counts(job, config)
+
+
+def _budgets(job: Job, config: SiloConfig) -> Iterator[str]:
+    """What no noise makes up for: rows that are shown, and patients whom another column names."""
+    for dataset in job.datasets:
+        budget = config.datasets[dataset].budget if dataset in config.datasets else None
+        if budget is None:
+            continue
+        whose = f"{config.name}: '{dataset}' has a privacy budget"
+        if dataset != job.task.dataset:
+            yield (
+                f"{whose} (datasets.{dataset}.budget), and '{job.strategy.name}' tells what models say of each of its "
+                "rows: give a data set without one for strategy.public"
+            )
+        elif budget.column is not None and job.dp_sgd is not None and job.dp_sgd.column is not None:
+            column = config.datasets[dataset].in_file(job.dp_sgd.column)
+            if column != budget.column:
+                yield (
+                    f"{whose} for each patient, whom the column '{budget.column}' names (datasets.{dataset}.budget), "
+                    f"and this job goes by '{column}': give privacy.column: {budget.column}"
+                )
 
 
 def _limits(job: Job, policy: Policy, silo: str) -> Iterator[str]:

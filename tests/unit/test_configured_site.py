@@ -189,3 +189,32 @@ def test_a_run_does_not_touch_what_else_the_silo_keeps(tmp_path: Path, run_id: s
         (site.own_folder / "runs").iterdir()
     )
     assert isinstance(silo.handle(request), Joined)
+
+
+@pytest.mark.parametrize("other", ["rows.csv", "r*.csv", "../{}/rows.csv", "."])
+def test_rows_with_a_budget_have_one_account(tmp_path: Path, other: str) -> None:
+    """Under another name they would have none, or one more."""
+    path = write(tmp_path)
+    document = yaml.safe_load(path.read_text())
+    document["datasets"]["again"] = {"path": other.format(tmp_path.name), "splits": {"seed": 1}}
+    for name, code in (("heart", "data"), ("again", "data"), (None, None)):
+        for each in document["datasets"].values():
+            each.pop("budget", None)
+        if name is not None:
+            document["datasets"][name]["budget"] = {"epsilon": 1, "delta": 1e-5}
+        path.write_text(yaml.safe_dump(document))
+        silo = Silo(ConfiguredSite(path))
+        reply = silo.handle(asked(silo)["join"])
+        if code is None:
+            assert isinstance(reply, Joined)
+        else:
+            assert isinstance(reply, Refused) and reply.code == code
+            assert (
+                "'heart' and 'again' read the same files, and a privacy budget is of one entry"
+                in reply.reason
+            )
+    (tmp_path / "more.csv").write_text("x,y\n1,0\n")
+    document["datasets"]["again"]["path"] = "more.csv"
+    document["datasets"]["again"]["budget"] = {"epsilon": 1, "delta": 1e-5}
+    path.write_text(yaml.safe_dump(document))
+    assert isinstance(Silo(ConfiguredSite(path)).handle(asked(silo)["join"]), Joined)

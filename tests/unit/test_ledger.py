@@ -164,6 +164,13 @@ def test_a_power_cut_can_tear_the_last_line_only(tmp_path: Path, monkeypatch: py
     assert done == [1, "durable", 1, "durable"]
 
 
+def test_a_new_ledger_is_durable_by_its_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("silos.ledger.sync_folder", synced.append)
+    written(tmp_path)
+    assert synced == [tmp_path / "ledger", tmp_path]
+
+
 @pytest.mark.parametrize("failing", ["write", "fsync"])
 def test_what_the_disk_does_not_take_is_not_entered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str

@@ -107,9 +107,11 @@ def test_training_losses_leave_openly_or_not_at_all(mode: Any) -> None:
         ({"metrics_noise_multiplier": 2.0}, None, "noised goes with metrics_noise_multiplier"),
         (
             {"metrics": "noised", "metrics_noise_multiplier": 2.0},
-            {"epsilon": 1.0, "delta": 1e-5, "unit": "patient"},
+            {"epsilon": 1.0, "delta": 1e-5, "unit": "patient", "column": "person"},
             "noised metrics protect single records: give policy.metrics: summed, or none",
         ),
+        ({}, {"epsilon": 1.0, "delta": 1e-5, "unit": "patient"}, "give 'column', where the files name"),
+        ({}, {"epsilon": 1.0, "delta": 1e-5, "column": "person"}, "and only then"),
         ({"metrics": "open"}, {"epsilon": 1.0, "delta": 1.0}, "less than 1"),
         ({"metrics": "open"}, {"epsilon": math.inf, "delta": 1e-5}, "finite"),
         ({"metrics": "open"}, {"epsilon": 1.0, "delta": 1e-5, "new_rows": ["abc"]}, "match pattern"),

@@ -77,6 +77,14 @@ def refusal(**sections: Any) -> str:
             r"give 4\.1.* or more",
         ),
         (
+            {"gate": {"max_norm": 1.9}},
+            "1.9 is below the clip's bound 2: which silos the gate keeps out would tell",
+        ),
+        (
+            {"gate": {"max_norm": 4.0}, "privacy": [{**ADAPTIVE, "sigma_b": 2.0}, NOISE]},
+            r"4 is below the clip's bound 4\.1",
+        ),
+        (
             {"privacy": [CLIP, {"name": "gaussian", "target_epsilon": 1e-9, "delta": 1e-12}]},
             "keeps epsilon within 1e-09",
         ),
@@ -91,6 +99,8 @@ def test_it_is_refused(sections: dict[str, Any], sentence: str) -> None:
     [
         {},
         {"rounds": {"mode": "async"}},
+        {"gate": {"max_norm": 2.0}},
+        {"gate": {"max_norm": 1.0}, "privacy": [CLIP, BY_SILOS]},
         {"strategy": {"name": "scaffold", "server": {"name": "adam"}}},
         {"combine": {"name": "mean", "weights": {silo: i + 1 for i, silo in enumerate(SILOS)}}},
         {"combine": {**RING, "range": 2.0}},

@@ -90,6 +90,15 @@ def test_without_a_budget_losses_are_entered_and_nothing_is_refused(odometer: Od
         spent(odometer, heart())
 
 
+def test_figures_are_at_the_budgets_delta(odometer: Odometer) -> None:
+    """Whatever delta the job states; without a budget, at that."""
+    for budget, delta in ((heart().budget, 1e-5), (None, 1e-3)):
+        account = Account("heart", A, budget, job_delta=1e-3)
+        had = [each.spend.query for each in odometer.had(account)]
+        found = spent(odometer, account)
+        assert (found.delta, found.epsilon) == (delta, epsilon([*had, LOUD.query], delta))
+
+
 def test_training_and_test_rows_are_other_records(odometer: Odometer) -> None:
     """The larger loss of the two counts."""
     spent(odometer, heart(), LOUD)
@@ -101,7 +110,7 @@ def test_training_and_test_rows_are_other_records(odometer: Odometer) -> None:
 
 def test_a_patient_may_have_records_in_both_parts(odometer: Odometer) -> None:
     patient = LOUD._replace(unit="patient")
-    found = spent(odometer, heart(unit="patient"), patient, patient._replace(part="test"))
+    found = spent(odometer, heart(unit="patient", column="person"), patient, patient._replace(part="test"))
     assert found.epsilon == epsilon([LOUD.query, LOUD.query], 1e-5)
 
 

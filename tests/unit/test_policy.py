@@ -37,6 +37,36 @@ def test_who_may_be_the_second_aggregator() -> None:
     assert review(own, silo(allow_second=[])) is None
 
 
+def budgeted(unit: str = "record", **given: Any) -> SiloConfig:
+    """Of the rows in ``heart``; those in ``shown`` are anybody's."""
+    budget = {"epsilon": 1.0, "delta": 1e-5, "unit": unit, **given}
+    heart = {"path": "x.csv", "budget": budget, "columns": {"who": "person"}}
+    return SiloConfig.model_validate({"name": "a", "datasets": {"heart": heart, "shown": {"path": "y.csv"}}})
+
+
+def test_rows_with_a_budget_are_not_shown_as_public_ones() -> None:
+    """FedMD tells what a model says of each of them, without any noise, whatever it is trained on."""
+    fedmd = {"name": "fedmd", "public": "heart"}
+    said = review(job(task={**TASK, "dataset": "shown"}, strategy=fedmd), budgeted())
+    assert said == (
+        "a: 'heart' has a privacy budget (datasets.heart.budget), and 'fedmd' tells what models say of each of its "
+        "rows: give a data set without one for strategy.public"
+    )
+
+
+def test_patients_are_those_whom_the_silo_names() -> None:
+    """By a column in which every row has a value of its own, a job would protect single rows."""
+    dp = {"name": "dp_sgd", "max_grad_norm": 1, "noise_multiplier": 1, "unit": "patient"}
+    patients = budgeted("patient", column="person")
+    for column in ("person", "who"):
+        assert review(job(privacy=[{**dp, "column": column}]), patients) is None
+    assert review(job(privacy=[{**dp, "column": "row"}]), patients) == (
+        "a: 'heart' has a privacy budget for each patient, whom the column 'person' names (datasets.heart.budget), and "
+        "this job goes by 'row': give privacy.column: person"
+    )
+    assert review(job(privacy=[{**dp, "column": "row"}]), budgeted()) is None, "another refusal, at the guard"
+
+
 def test_an_open_policy_takes_part() -> None:
     assert review(job(), silo()) is None
 

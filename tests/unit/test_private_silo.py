@@ -94,6 +94,17 @@ def test_the_stored_bytes_are_free_and_another_training_is_not(site: PlainSite) 
     assert len(entered(site)) == len(site.trained) == 3
 
 
+def test_another_draw_of_a_training_costs_as_much(site: PlainSite) -> None:
+    """Where a sum failed, and another one from the same version takes its place: its noise is new."""
+    job = job_of(["s0", "s1"], total=3, combine={"name": "fixed_point_sum"})
+    made = silo(site, {"epsilon": 3})
+    assert isinstance(made.handle(join(job)), Joined)
+    for draw in (0, 1, 1, 2):
+        update = released(made, train(draw=draw))
+        assert update.ledger.length == len(entered(site)) == len(site.trained) == draw + 1
+        assert update.privacy["epsilon"] == epsilon([LOUD.query._replace(steps=draw + 1)], 1e-5)
+
+
 def test_what_the_budget_does_not_allow_is_neither_done_nor_entered(site: PlainSite) -> None:
     made = joined(site, {"epsilon": 1.75})
     replies = [made.handle(train(model_digest=f"m{n}")) for n in range(5)]
@@ -137,7 +148,7 @@ def test_a_budget_that_came_later_binds_the_run_in_hand(site: PlainSite) -> None
 
 
 def test_a_budget_for_patients_wants_patients_protected(site: PlainSite) -> None:
-    code, reason = refusal(silo(site, {"epsilon": 2, "unit": "patient"}).handle(join()))
+    code, reason = refusal(silo(site, {"epsilon": 2, "unit": "patient", "column": "person"}).handle(join()))
     assert (
         code == "policy"
         and "this job protects a record only: give privacy: [{name: dp_sgd, unit: patient" in reason

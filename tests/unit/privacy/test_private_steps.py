@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.core.errors import BadInput, BadJob
-from orchestrator.job import Job
+from orchestrator.job import Job, Strategy
 from orchestrator.privacy.accountant import Query
 from silos.assess import assess
+from silos.clipped import Ghost, Single
 from silos.flat_model import FlatModel
 from silos.mid_round import MidRound, Rhythm
 from silos.normalisation import unmixed
@@ -167,6 +168,24 @@ def test_who_is_taken_does_not_follow_the_jobs_seed() -> None:
         draws = made.private._draws(At(5, "a", 0, 0), 0)  # type: ignore[union-attr]
         taken.append(torch.cat(made.private._taken(draws)).tolist())  # type: ignore[union-attr]
     assert taken[0] != taken[1]
+
+
+@pytest.mark.parametrize("unit", ["record", "patient"])
+def test_everybody_is_taken_as_often_as_is_accounted_for(unit: str) -> None:
+    """Each by itself, whoever else is in the step."""
+    who = {"unit": unit, "column": "p"} if unit == "patient" else {}
+    made = trainer(job(who, local={"batch_size": 10}), Rows(convolutions, patients=range(40)))
+    spend = made.spends(order_of(made))
+    assert made.private is not None and spend is not None and spend.query.q == 0.25
+    draws, times, in_step = made.private._draws(At(0, "a", 0, 0), 0), np.zeros(40), []
+    for _ in range(4000):
+        taken = torch.cat([*made.private._taken(draws), torch.empty(0, dtype=torch.int64)]).numpy()
+        times[taken] += 1
+        in_step.append(len(taken))
+    deviation = (0.25 * 0.75 / 4000) ** 0.5
+    assert np.abs(times / 4000 - 0.25).max() < 5 * deviation
+    assert abs(times.mean() / 4000 - 0.25) < 5 * deviation / 40**0.5
+    assert np.var(in_step) == pytest.approx(40 * 0.25 * 0.75, rel=0.15)  # no batch of a fixed size
 
 
 PATIENTS = np.repeat([0, 1, 2, 3], [25, 10, 4, 1])
@@ -373,6 +392,44 @@ def test_the_report_trains_on_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made.task, "train_batches", None)
     found = assess(made, order_of(made, 1, trainings=1))
     assert set(found.models) == {"global"} and not found.curve and not found.num_steps
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "fedasync": {"rounds": {"mode": "fedasync", "total": 3}},
+    "area": {"combine": {"weights": "uniform"}},
+    "fedmd": {"strategy": {"name": "fedmd", "public": "p"}},
+    "fedbn": {"private": ["1.*"]},
+}
+NAMES = [each.model_fields["name"].default for each in get_args(get_args(Strategy)[0])]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rows_are_known_by_the_sums_of_cut_gradients_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two data sets of which these are the same leave the same: updates, public numbers, private state, figures."""
+    for engine in (Ghost, Single):
+        monkeypatch.setattr(engine, "add", lambda self, batch, total: total.add_(0.01 * len(batch[0])))
+    sections = {"strategy": {"name": name}, "rounds": {"total": 3}, **GIVEN.get(name, {})}
+    try:
+        made = job({"insecure_test_noise_seed": 1}, **sections)
+    except ValueError as refused:
+        assert f"'{name}' looks at the rows in another way" in str(refused)
+        return
+    assert everything(made, 7) == everything(made, 8)
+
+
+def everything(made: Job, seed: int) -> list[Any]:
+    """That comes of three trainings on rows of this seed, and of the report."""
+    task, state, found = Rows(convolutions), {}, list[Any]()
+    task.data["train"] = Rows(convolutions, seed=seed).data["train"]
+    silo = trainer(made, task)
+    for version in range(3):
+        result = silo.train(order_of(silo, version, state))
+        vectors = {name: np.array(each).tobytes() for name, each in {**result.parts, **state}.items()}
+        found.append((vectors, result.scalars, result.num_steps, result.metrics, result.train_metrics))
+    assessed = assess(silo, order_of(silo, 3, state, trainings=3))
+    return [*found, {name: each.metrics for name, each in assessed.models.items()}, assessed.curve]
 
 
 def test_a_model_is_rebuilt_as_it_was_trained() -> None:
