@@ -57,6 +57,7 @@ def statement(
         *_sums(job, rounds),
         *_steps(job, silos),
         *_spent(job, silos),
+        *_outside(job, silos),
         _ONE_CLUSTER,
     ]
 
@@ -159,3 +160,17 @@ def _spent(job: Job, silos: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     without = [silo for silo in silos if silo not in spent]
     if without:
         yield f"No epsilon is known of {', '.join(without)}. {_KEPT_IN}"
+
+
+def _outside(job: Job, silos: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What was made of rows beside the training's noise."""
+    if job.dp_sgd is None:
+        return
+    if getattr(job.task, "standardise", False):
+        yield (
+            "Outside that epsilon: means and deviations, by which each silo scaled its columns, were made from its "
+            "rows without noise."
+        )
+    told = [silo for silo, each in silos.items() if each["metrics"] == "open"]
+    if told:
+        yield f"Outside that epsilon: metrics on test rows left without noise from {', '.join(told)}."

@@ -77,10 +77,10 @@ def _as_approved(job: Job, dataset: str, config: SiloConfig, data: Any, own_fold
 def _check_one_account(dataset: str, config: SiloConfig, folder: Path) -> None:
     """Raises `BadInput` where another entry reads the same files, and one of the two has a budget: what is asked under
     one name would not count under the other."""
-    ours = _places(dataset, config, folder)
-    for other in sorted(config.datasets.keys() - {dataset}):
-        if config.datasets[dataset].budget is None and config.datasets[other].budget is None:
-            continue
+    budgets = {name: described.budget for name, described in config.datasets.items()}
+    others = [name for name in sorted(budgets) if name != dataset and (budgets[name] or budgets[dataset])]
+    ours = _places(dataset, config, folder) if others else set()
+    for other in others:
         theirs = _places(other, config, folder)
         if ours & _with_folders(theirs) or theirs & _with_folders(ours):
             what = f"datasets: '{dataset}' and '{other}' read the same files, and a privacy budget is of one entry"

@@ -129,6 +129,23 @@ def test_epsilons_are_those_that_the_silos_told() -> None:
     assert "protects nobody: this was a test" in test_noise
 
 
+def test_what_no_epsilon_is_of_is_said() -> None:
+    made = _with({"name": "dp_sgd", "max_grad_norm": 1.0, "noise_multiplier": 1.2}, {})
+    silos = {
+        name: {**each, "metrics": "noised" if name == "b" else "open"}
+        for name, each in made.summary["silos"].items()
+    }
+    task = {"name": "tabular", "dataset": "d", "target": "y", "features": ["x"]}
+    for standardise in (True, False):
+        job = Job.model_validate(
+            {**made.job.model_dump(mode="json"), "task": {**task, "standardise": standardise}}
+        )
+        text = card(replace(made, job=job, summary={**made.summary, "silos": silos}), None)
+        assert ("means and deviations, by which each silo scaled its columns" in text) == standardise
+        assert "metrics on test rows left without noise from a, c, d." in text
+    assert "Outside that epsilon" not in card(facts(), None)
+
+
 def _with(step: dict[str, Any], spent: dict[str, float]) -> Facts:
     made = facts(spent)
     job = torch_job("abcd", 2, privacy=[step])
