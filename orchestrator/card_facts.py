@@ -1,17 +1,16 @@
 """What a model card is made from: a run's journal and nothing else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.events import Event, Rewound, RoundClosed, RunOpened
+from orchestrator.core.events import RoundClosed, parse
+from orchestrator.history import History
 from orchestrator.job import Job
-from orchestrator.journal import JournalDamaged, scan
-from orchestrator.summary import parse, summarise
-
-JOURNAL = "journal.jsonl"
+from orchestrator.journal import JOURNAL, JournalDamaged, scan
+from orchestrator.summary import summarise
 
 Table = list[list[str]]
 
@@ -40,28 +39,12 @@ def facts_of(run_dir: Path) -> Facts:
     """As far as the run has come. Raises JournalDamaged."""
     path = run_dir / JOURNAL
     lines = scan(path.read_bytes(), path)
-    events = list(parse(line.event for line in lines))
-    opened = [event for event in events if isinstance(event, RunOpened)]
-    if not opened:
+    events = parse(line.event for line in lines)
+    history = History.of(events)
+    if history.opened is None:
         raise JournalDamaged(f"{path}: the run was never opened")
-    job = Job.model_validate(opened[-1].job)
-    return Facts(summarise(events), job, _rounds(events), lines[-1].digest, len(lines), opened[-1].driver_key)
-
-
-def _rounds(events: Iterable[Event]) -> dict[int, RoundClosed]:
-    """Those that count."""
-    rounds: dict[int, RoundClosed] = {}
-    for event in events:
-        match event:
-            case RunOpened():
-                rounds = {
-                    version: each for version, each in rounds.items() if version <= (event.resumed_from or 0)
-                }
-            case Rewound():
-                rounds = {version: each for version, each in rounds.items() if version <= event.version}
-            case RoundClosed():
-                rounds[event.version] = event
-    return rounds
+    job, driver_key = Job.model_validate(history.opened.job), history.opened.driver_key
+    return Facts(summarise(events), job, history.rounds, lines[-1].digest, len(lines), driver_key)
 
 
 def table_of(table: Table) -> str:

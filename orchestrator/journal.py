@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 from orchestrator.core.faults import fault
 from orchestrator.disk import FileSystem, OsFileSystem, naming_full
 
+JOURNAL = "journal.jsonl"
+"""In a run directory."""
+
 _LINE = re.compile(rb'\{"crc":"([0-9a-f]{8})",(.*\})', re.DOTALL)
 _SIGNED = re.compile(rb'"sig":"([A-Za-z0-9+/=]*)",(.*)', re.DOTALL)
 

@@ -23,11 +23,12 @@ from pathlib import Path
 from orchestrator.bucket import Bucket
 from orchestrator.checkpoints import MANIFEST, STATE
 from orchestrator.disk import OsFileSystem, StoreAway
+from orchestrator.journal import JOURNAL
 from orchestrator.starting import START
 
 PIECE_BYTES = 128 << 10
 
-LEASE, JOURNAL, CHECKPOINTS = "lease.json", "journal.jsonl", "checkpoints"
+LEASE, CHECKPOINTS = "lease.json", "checkpoints"
 
 NOTES = (
     *("job.json", "command.json", "submission.json", "ray.json", "door.json", "summary.json"),

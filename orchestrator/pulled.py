@@ -18,9 +18,9 @@ from orchestrator.at_rest import store_key
 from orchestrator.bucket import Bucket, Entry, copies, within
 from orchestrator.checkpoints import MANIFEST, STATE, Checkpoints, Unusable
 from orchestrator.disk import OsFileSystem, naming_full
-from orchestrator.journal import JournalDamaged
+from orchestrator.journal import JOURNAL, JournalDamaged
 from orchestrator.lease import has_driver
-from orchestrator.mirror import CHECKPOINTS, JOURNAL, LEASE, NOTES, Held, Mirror, stored_names
+from orchestrator.mirror import CHECKPOINTS, LEASE, NOTES, Held, Mirror, stored_names
 from orchestrator.starting import START
 
 SET_ASIDE = ".set-aside"

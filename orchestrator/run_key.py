@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orchestrator.at_rest import Key, store_key
-from orchestrator.journal import JournalDamaged, read_journal
+from orchestrator.journal import JOURNAL, JournalDamaged, read_journal
 
 
 def run_key(run_dir: Path) -> Key | None:
@@ -15,7 +15,7 @@ def run_key(run_dir: Path) -> Key | None:
 
 def _is_clear(run_dir: Path) -> bool:
     try:
-        events = read_journal(run_dir / "journal.jsonl")[0]
+        events = read_journal(run_dir / JOURNAL)[0]
     except (OSError, JournalDamaged):
         return False
     told = [event.get("store_key") for event in events if event.get("type") == "run_opened"]

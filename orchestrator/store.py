@@ -33,7 +33,7 @@ from orchestrator.checkpoints import Checkpoints, State, Unusable, checkpoint_na
 from orchestrator.core.faults import fault
 from orchestrator.core.receipts import Receipt
 from orchestrator.disk import DiskFull, FileSystem, OsFileSystem, StoreAway, naming_full
-from orchestrator.journal import Head, Journal, JournalDamaged, read_journal, to_json
+from orchestrator.journal import JOURNAL, Head, Journal, JournalDamaged, read_journal, to_json
 from orchestrator.keys import Signer
 
 __all__ = [
@@ -106,7 +106,7 @@ class Store:
         self._fs = fs or OsFileSystem()
         self._keep = max(keep, 1)
         self._clock = clock
-        self._journal = Journal(root / "journal.jsonl", self._fs, clock, signer.sign if signer else None)
+        self._journal = Journal(root / JOURNAL, self._fs, clock, signer.sign if signer else None)
         self._checkpoints = Checkpoints(root / "checkpoints", self._fs, key)
         self.key, self.signer = key, signer
         self.driver_key = base64.b64encode(signer.public).decode() if signer else ""

@@ -13,6 +13,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.events import EVENT, Contributor
 from orchestrator.core.receipts import Receipt
 from orchestrator.job import Job
+from orchestrator.journal import JOURNAL
 from orchestrator.receipts import contributors_digest, is_signed_by, vote_digest
 from orchestrator.store import COUNTERSIGNS, Store
 from orchestrator.verdict import Check, Outside, Report
@@ -33,7 +34,7 @@ NOBODY = contributors_digest(())
 
 def verify(store: Store, outside: Outside = NOTHING) -> Report:
     """Check the run directory of ``store``, of which no lease is needed. Raises `BadInput` where there is none."""
-    journal = store.root / "journal.jsonl"
+    journal = store.root / JOURNAL
     try:
         for _ in range(TRIES):
             size = journal.stat().st_size

@@ -27,13 +27,11 @@ from orchestrator.core.events import (
 )
 from orchestrator.disk import OsFileSystem
 from orchestrator.job import Job
-from orchestrator.journal import JournalDamaged, read_journal
+from orchestrator.journal import JOURNAL, JournalDamaged, read_journal
 from orchestrator.run_key import run_key
 from orchestrator.starting import START, StartingWeights
 from orchestrator.transfer import FileWeights, RunWeights, TorchvisionWeights
 from silos.rebuilt import NoModel, module_of
-
-JOURNAL = "journal.jsonl"
 
 
 def settle(job: Job, run_dir: Path, folder: Path) -> None:

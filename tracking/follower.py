@@ -18,10 +18,10 @@ from orchestrator.core.events import Event, RoundClosed, RunOpened
 from orchestrator.journal import JournalDamaged
 from tracking import cursor as cursors
 from tracking import publish
-from tracking.history import Tail
 from tracking.mapping import Mapper, Superseded
 from tracking.points import RUN, Posts, Rows
 from tracking.server import Server, is_lost, is_refusal
+from tracking.tail import Tail
 from tracking.views import COLOUR_TAG, colour_of
 
 log = logging.getLogger("tracking")

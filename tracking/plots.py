@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tracking.history import History
+from orchestrator.history import History
 from tracking.views import COLOURS, INK
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from orchestrator.core.events import Event
+from orchestrator.core.events import Event, parse
 from orchestrator.core.metrics import larger_is_better
 from orchestrator.core.spent import spent
-from orchestrator.journal import read_journal
+from orchestrator.history import History
+from orchestrator.journal import JOURNAL, read_journal
 from orchestrator.summary import summarise
-from tracking.history import JOURNAL, history_of, parse
 from tracking.plots import figures_of, human_bytes
 
 MAX_NOTE = 8000
@@ -54,7 +54,7 @@ def write(run_dir: Path, folder: Path) -> str:
 
 def pictures_of(events: Iterable[Event]) -> dict[str, bytes]:
     """The plots as PNG."""
-    return {name: _png(figure) for name, figure in figures_of(history_of(events)).items()}
+    return {name: _png(figure) for name, figure in figures_of(History.of(events)).items()}
 
 
 def job_text(run_dir: Path, events: Iterable[Event]) -> str:
@@ -62,7 +62,7 @@ def job_text(run_dir: Path, events: Iterable[Event]) -> str:
     given = run_dir / "job.yaml"
     if given.exists():
         return given.read_text(encoding="utf-8")
-    opened = history_of(events).opened
+    opened = History.of(events).opened
     return str(yaml.safe_dump(opened.job if opened else {}, sort_keys=False))
 
 

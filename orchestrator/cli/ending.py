@@ -8,12 +8,13 @@ from typing import Any
 from orchestrator.cli import failures, words
 from orchestrator.cli.display import Display, JsonLines, Lines
 from orchestrator.cli.report_table import print_report
-from orchestrator.cli.run_dirs import JOURNAL, read_command
+from orchestrator.cli.run_dirs import read_command
 from orchestrator.cli.run_handle import Outcome
 from orchestrator.cli.tables import print_silos
 from orchestrator.core.errors import BadInput
 from orchestrator.core.events import Event
 from orchestrator.disk import DiskFull
+from orchestrator.journal import JOURNAL
 from orchestrator.summary import SUMMARY, read_summary, summarise, write_summary
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from orchestrator.cli import options, run_dirs, words
+from orchestrator.journal import JOURNAL
 
 
 def list_runs(
@@ -64,7 +65,7 @@ def _row(run_dir: Path) -> dict[str, Any]:
 def _status(run_dir: Path, status: str) -> str:
     if status != "unfinished":
         return status
-    if not (run_dir / run_dirs.JOURNAL).is_file():
+    if not (run_dir / JOURNAL).is_file():
         return "elsewhere"  # the driver writes on its own machine
     return "running" if run_dirs.has_driver(run_dir) else status
 

@@ -13,10 +13,10 @@ from orchestrator.bucket import checked, is_uri, shown
 from orchestrator.cli.run_handle import Run
 from orchestrator.cli.words import some
 from orchestrator.core.errors import BadInput
+from orchestrator.journal import JOURNAL
 from orchestrator.lease import has_driver as has_driver
 
 RUNS_DIR = Path("runs")
-JOURNAL = "journal.jsonl"
 COMMAND = "command.json"
 JOB = "job.json"
 

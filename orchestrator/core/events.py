@@ -3,7 +3,8 @@
 Everything that people look at (MLflow, summary, plots, console) is made from the journal.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 
@@ -527,3 +528,10 @@ Event = Annotated[
 
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 """Reads a journal line: ``EVENT.validate_python(line)``."""
+
+_TYPES = {kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])}
+
+
+def parse(lines: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """The events among journal lines, without those that another Siloray knows and this one does not."""
+    return [EVENT.validate_python(line) for line in lines if line.get("type") in _TYPES]

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core.errors import BadInput
-from orchestrator.core.events import EVENT, Contributor, RoundClosed
+from orchestrator.core.events import Contributor, RoundClosed, parse
 from orchestrator.core.messages import SiloId
 from orchestrator.core.random import rng_of
-from orchestrator.journal import read_journal
+from orchestrator.history import History
+from orchestrator.journal import JOURNAL, read_journal
 from orchestrator.simulation.timings import Spent, Steady, Task
-
-JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +56,7 @@ class Recorded(Steady):
 
 def rounds_of(run_dir: Path) -> list[RoundClosed]:
     """The rounds that count, in their order. Raises `JournalDamaged`."""
-    rounds: dict[int, RoundClosed] = {}
-    for line in read_journal(run_dir / JOURNAL)[0]:
-        if line.get("type") == "round_closed":
-            closed = EVENT.validate_python(line)
-            assert isinstance(closed, RoundClosed)
-            rounds = {version: each for version, each in rounds.items() if version < closed.version}
-            rounds[closed.version] = closed
+    rounds = History.of(parse(read_journal(run_dir / JOURNAL)[0])).rounds
     return [rounds[version] for version in sorted(rounds)]
 
 

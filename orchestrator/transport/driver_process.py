@@ -23,6 +23,7 @@ from orchestrator.disk import put
 from orchestrator.driver import Driver
 from orchestrator.ending import Outcome
 from orchestrator.job import Job
+from orchestrator.journal import JOURNAL
 from orchestrator.keys import DRIVER_KEY, SIGNING_KEY, Signer, kept_signing_key, read_signing_key
 from orchestrator.pulled import open_mirror
 from orchestrator.store import (
@@ -202,7 +203,7 @@ class DriverProcess:
         for name, text in self.assignment.notes.items():
             put(run_dir / name, text)
         with self._changed:
-            for event in read_journal(run_dir / "journal.jsonl")[0]:
+            for event in read_journal(run_dir / JOURNAL)[0]:
                 self._add(event)
         if self.assignment.tracking_uri:
             _follow(run_dir, self.assignment.tracking_uri)

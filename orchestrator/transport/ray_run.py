@@ -12,12 +12,12 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from orchestrator.bucket import parent
 from orchestrator.core.errors import BadInput, CannotGoOn
 from orchestrator.ending import Outcome
-from orchestrator.journal import read_journal
+from orchestrator.journal import JOURNAL, read_journal
 from orchestrator.transport.driver_process import Assignment
 from orchestrator.transport.ray_channel import NAMESPACE
 from orchestrator.transport.ray_connection import cluster_address, connect, listens
 from orchestrator.transport.ray_home import ANSWER_S, driver_name, on_driver_node, running
-from orchestrator.transport.started_runs import JOURNAL, named, noted_address, outcome_since, turns
+from orchestrator.transport.started_runs import named, noted_address, outcome_since, turns
 
 ABOUT_S = 10.0
 """A driver that is at work says so soon what it works on."""

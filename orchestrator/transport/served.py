@@ -17,13 +17,13 @@ from orchestrator.core.protocols import Observer
 from orchestrator.core.repeats import Repeats
 from orchestrator.ending import Outcome
 from orchestrator.job import Job
-from orchestrator.journal import read_journal
+from orchestrator.journal import JOURNAL, read_journal
 from orchestrator.lease import has_driver
 from orchestrator.roster import ROSTER
 from orchestrator.transport.certs import Credentials
 from orchestrator.transport.driver_process import Assignment, DriverProcess, OwnChannel
 from orchestrator.transport.flight import FlightChannel, check_members
-from orchestrator.transport.started_runs import JOURNAL, new_id, outcome_since, place, turns
+from orchestrator.transport.started_runs import new_id, outcome_since, place, turns
 
 LOOK_S = 0.1
 AGAIN_S = 0.5

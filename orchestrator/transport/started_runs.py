@@ -13,10 +13,8 @@ from orchestrator.bucket import Bucket, is_uri
 from orchestrator.core.errors import BadInput
 from orchestrator.ending import Outcome
 from orchestrator.job import Job
-from orchestrator.journal import JournalDamaged, read_journal
+from orchestrator.journal import JOURNAL, JournalDamaged, read_journal
 from orchestrator.pulled import look, runs_copy
-
-JOURNAL = "journal.jsonl"
 
 SUBMISSION = "submission.json"
 """In a run directory: the name of the submission that made the run."""

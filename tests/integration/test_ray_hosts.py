@@ -89,7 +89,7 @@ def test_without_the_token_nobody_is_let_in(room: "Room") -> None:
 
 
 def _double_counts(room: "Room", run: str) -> list[tuple[str, int]]:
-    from orchestrator.summary import parse
+    from orchestrator.core.events import parse
     from tests.support.federation import double_counts
 
-    return double_counts(list(parse(room.journal(run))))
+    return double_counts(parse(room.journal(run)))

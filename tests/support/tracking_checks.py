@@ -4,8 +4,8 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
-from orchestrator.journal import read_journal
-from tracking.history import JOURNAL, parse
+from orchestrator.core.events import parse
+from orchestrator.journal import JOURNAL, read_journal
 from tracking.mapping import Mapper, Superseded
 from tracking.points import RUN
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.events import parse
 from orchestrator.journal import JournalDamaged
-from orchestrator.summary import parse, read_summary, summarise, write_summary
+from orchestrator.summary import read_summary, summarise, write_summary
 from tests.support import scripted
 
 

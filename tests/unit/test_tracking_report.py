@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.journal import read_journal
+from orchestrator.core.events import parse
+from orchestrator.history import History
+from orchestrator.journal import JOURNAL, read_journal
 from tests.support.tracking_run import SILOS, Recorder, figures, job, record
 from tracking import report
-from tracking.history import History, Tail, history_of, parse
 from tracking.plots import MANY, figures_of, human_bytes
+from tracking.tail import Tail
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def history(run_dir: Path) -> History:
-    return history_of(parse(read_journal(run_dir / "journal.jsonl")[0]))
+    return History.of(parse(read_journal(run_dir / JOURNAL)[0]))
 
 
 def test_the_curves_show_every_silo_and_the_pooled_figure(finished: Path) -> None:
