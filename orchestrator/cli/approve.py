@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import options
+
 if TYPE_CHECKING:
     from orchestrator.job import Job
     from silos.approvals import Approvals
@@ -17,12 +19,7 @@ def approve(
     job: Annotated[
         Path | None, typer.Argument(metavar="[JOB]", help="The job document, as the driver will run it.")
     ] = None,
-    silo: Annotated[
-        Path | None,
-        typer.Option(
-            help="The silo's document; default: this node's.", envvar="SILORAY_SILO", dir_okay=False
-        ),
-    ] = None,
+    silo: options.SiloDocument = None,
     revoke: Annotated[bool, typer.Option("--revoke", help="Withdraw the approval.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Say which jobs are approved.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,

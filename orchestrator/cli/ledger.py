@@ -1,9 +1,11 @@
 """``siloray ledger``: at a silo, what its data have lost of their privacy, and whether the record of it is whole."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from orchestrator.cli import options
 
 if TYPE_CHECKING:
     from silos.configured_site import ConfiguredSite
@@ -13,17 +15,9 @@ app = typer.Typer(
     no_args_is_help=True, help="The silo's privacy ledger: what its data have lost, over all jobs."
 )
 
-SiloDocument = Annotated[
-    Path | None,
-    typer.Option(
-        "--silo", help="The silo's document; default: this node's.", envvar="SILORAY_SILO", dir_okay=False
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-
 
 @app.command("show")
-def show(silo: SiloDocument = None, as_json: Json = False) -> None:
+def show(silo: options.SiloDocument = None, as_json: options.AsJson = False) -> None:
     """What each data set has lost to each job, and what is left of its budget. Epsilon by privacy loss distributions,
     Rényi's bound beside it."""
     import json
@@ -43,7 +37,7 @@ def show(silo: SiloDocument = None, as_json: Json = False) -> None:
 
 
 @app.command("verify")
-def verify(silo: SiloDocument = None) -> None:
+def verify(silo: options.SiloDocument = None) -> None:
     """Whether no line was changed, moved or taken out, and all heads that a driver has signed, or the audit file knows,
     are in the chain. Exit code 2, with the line, where that is not so."""
     from silos.ledger import head_of

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli import options
+
 if TYPE_CHECKING:
     from silos.configured_site import ConfiguredSite
 
@@ -17,12 +19,7 @@ def model(
     out: Annotated[
         Path | None, typer.Option(help="Write the run's model to this file (safetensors).", dir_okay=False)
     ] = None,
-    silo: Annotated[
-        Path | None,
-        typer.Option(
-            help="The silo's document; default: this node's.", envvar="SILORAY_SILO", dir_okay=False
-        ),
-    ] = None,
+    silo: options.SiloDocument = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """At a silo: the models that it made its own at the end of its runs, and a copy of one for its owner."""

@@ -43,6 +43,12 @@ NoChecks = Annotated[
     typer.Option("--no-checks", help="Start even if a check of the cluster fails; see 'siloray doctor'."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+SiloDocument = Annotated[
+    Path | None,
+    typer.Option(
+        "--silo", help="The silo's document; default: this node's.", envvar="SILORAY_SILO", dir_okay=False
+    ),
+]
 SilosDir = Annotated[
     Path | None,
     typer.Option(help="Folder with the silo.yaml files of silos here.", exists=True, file_okay=False),

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import options
+
 if TYPE_CHECKING:
     from silos.configured_site import ConfiguredSite
 
@@ -50,12 +52,7 @@ def freeze(
     dataset: Annotated[
         list[str] | None, typer.Argument(metavar="[DATASET]...", help="Data sets of silo.yaml; default: all.")
     ] = None,
-    silo: Annotated[
-        Path | None,
-        typer.Option(
-            help="The silo's document; default: this node's.", envvar="SILORAY_SILO", dir_okay=False
-        ),
-    ] = None,
+    silo: options.SiloDocument = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Only say whether the data is what was frozen; exits with 1 if not."),
