@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.journal import Line, break_in, parse
-from orchestrator.keys import signed_by
-from orchestrator.roster import decoded
+from orchestrator.keys import is_signed
 
 
 @dataclass
@@ -77,18 +76,8 @@ class Chain:
                 elif known and key != known:
                     wrong.append(f"line {place + 1}: a driver with another key than {known} began here")
             signed += line.sig is not None
-            if line.sig is not None and not _signed(key, line):
+            if line.sig is not None and not is_signed(key, line.body, line.sig):
                 wrong.append(f"line {place + 1} is not signed with the key of its driver")
             elif key and line.sig is None and (line.commit is not None or kind == "run_closed"):
                 wrong.append(f"line {place + 1} ends a round and is not signed")
         return signed, wrong, keys
-
-
-def _signed(key: str, line: Line) -> bool:
-    import base64
-
-    try:
-        public = decoded(key).public_bytes_raw()
-        return signed_by(public, line.body, base64.b64decode(line.sig or "", validate=True))
-    except ValueError:
-        return False

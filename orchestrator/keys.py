@@ -1,5 +1,6 @@
 """Private keys in files: made with their final mode, whole or not at all, and read only where no one else may."""
 
+import base64
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -112,6 +113,15 @@ def signed_by(public: bytes, data: bytes, signature: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def is_signed(key: str, data: bytes, signature: str) -> bool:
+    """As `signed_by`, of a key and a signature in base64."""
+    try:
+        public, signed = (base64.b64decode(each, validate=True) for each in (key, signature))
+    except ValueError:
+        return False
+    return signed_by(public, data, signed)
 
 
 def _written_beside(path: Path, data: bytes, mode: int) -> Path:

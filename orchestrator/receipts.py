@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from orchestrator.core.events import SiloAttacked
 from orchestrator.core.messages import Attacked, Update
 from orchestrator.core.receipts import Receipt
-from orchestrator.keys import signed_by
+from orchestrator.keys import is_signed
 
 
 def signed(receipt: Receipt, sign: Callable[[bytes], bytes]) -> Receipt:
@@ -19,11 +19,7 @@ def signed(receipt: Receipt, sign: Callable[[bytes], bytes]) -> Receipt:
 
 def is_signed_by(receipt: Receipt, key: str) -> bool:
     """Whether the owner of this public key, in base64, signed exactly this."""
-    try:
-        public, signature = base64.b64decode(key), base64.b64decode(receipt.signature, validate=True)
-    except ValueError:
-        return False
-    return signed_by(public, receipt.text, signature)
+    return is_signed(key, receipt.text, receipt.signature)
 
 
 def contributors_digest(silos: Iterable[str]) -> str:

@@ -6,8 +6,6 @@ the heads that they were told, and sign them; a copy of the file that lacks one 
 crash tore apart was never acknowledged, and is dropped; any other damage is refused.
 """
 
-import base64
-import binascii
 import errno
 import fcntl
 import hashlib
@@ -23,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from orchestrator.core.errors import BadInput
 from orchestrator.core.faults import fault
 from orchestrator.core.messages import LedgerHead
-from orchestrator.keys import signed_by
+from orchestrator.keys import is_signed
 from silos.audit import sync_folder
 
 FILE = "ledger/spent.jsonl"
@@ -164,11 +162,7 @@ def contains(entries: Sequence[Entry], head: LedgerHead) -> bool:
 
 def signed(head: LedgerHead, silo: str) -> bool:
     """Whether the driver with this key has signed that it was told of the silo's head."""
-    try:
-        key, signature = (base64.b64decode(each, validate=True) for each in (head.key, head.signature))
-    except (binascii.Error, ValueError):
-        return False
-    return signed_by(key, head.statement(silo), signature)
+    return is_signed(head.key, head.statement(silo), head.signature)
 
 
 def _written(line: Line) -> tuple[Entry, bytes]:
