@@ -2,10 +2,9 @@
 
 Versions are judged by how confident they are, so that the best one is that which has been trained most."""
 
-import asyncio
-from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from orchestrator.core.faults import FaultInjected, arm
 from orchestrator.core.messages import Attack, Attacked
 from orchestrator.transport.local import LocalChannel
 from silos.config import Policy
-from tests.support.federation import Ended, LossyChannel, federate, journal
+from tests.support.federation import Ended, LossyChannel, Unheard, federate, journal
 from tests.support.noisy_digits import NoisyDigits
 from tests.support.torch_site import TorchSite, makers, torch_job
 
@@ -106,38 +105,18 @@ def test_a_policy_against_attacks_is_no_vote_and_one_for_votes_tells_no_figure(t
     assert joined["c"] == 300, "it plants no canaries either"
 
 
-class Unheard(LocalChannel):
-    """The answer of one silo is still on its way when the driver dies."""
-
-    async def call(self, silo: str, request: Any) -> Any:
-        if silo == "c" and isinstance(request, Attack):
-            await asyncio.Event().wait()
-        return await super().call(silo, request)
-
-
-class Asked(LocalChannel):
-    """Counts requests."""
-
-    kinds: ClassVar[Counter[tuple[str, str]]] = Counter()
-
-    async def call(self, silo: str, request: Any) -> Any:
-        self.kinds[silo, type(request).__name__] += 1
-        return await super().call(silo, request)
-
-
 def test_a_driver_that_died_asks_only_those_that_it_has_not_heard(tmp_path: Path) -> None:
     of = sites(tmp_path / "silos")
     arm("silo.attacked:2:raise")
     try:
         with pytest.raises(FaultInjected):
-            run(tmp_path, of=of, channel=Unheard)
+            run(tmp_path, of=of, channel=partial(Unheard, kind=Attack))
     finally:
         arm(None)
     before = {event.silo for event in journal(tmp_path) if isinstance(event, events.SiloAttacked)}
     assert len(before) == 2
-    Asked.kinds.clear()
-    again = run(tmp_path, of=of, channel=Asked)
-    assert {silo for silo, kind in Asked.kinds if kind == "Attack"} == set("abc") - before
+    again = run(tmp_path, of=of, channel=LossyChannel)
+    assert {silo for silo, kind in again.driver.channel.asked if kind == "Attack"} == set("abc") - before
     assert voted(again).votes == {"a": "pass", "b": "pass", "c": "pass"}
 
 
@@ -160,6 +139,7 @@ def test_a_nonsensical_answer_is_no_vote(tmp_path: Path) -> None:
 
 
 def test_without_a_release_section_nobody_is_asked(tmp_path: Path) -> None:
-    Asked.kinds.clear()
-    ended = run(tmp_path, release=None, channel=Asked)
-    assert not any(kind == "Attack" for _, kind in Asked.kinds) and not ended.of(events.ReleaseVoted)
+    ended = run(tmp_path, release=None, channel=LossyChannel)
+    assert not any(kind == "Attack" for _, kind in ended.driver.channel.asked) and not ended.of(
+        events.ReleaseVoted
+    )

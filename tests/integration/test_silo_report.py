@@ -1,40 +1,19 @@
 """The report at the end of a run: in the journal before its end, asked for once, never the run's undoing."""
 
-import asyncio
-from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from orchestrator.core import events
 from orchestrator.core.faults import FaultInjected, arm
-from orchestrator.core.messages import Assess, Train
+from orchestrator.core.messages import Assess
 from orchestrator.summary import summarise
-from orchestrator.transport.local import LocalChannel
-from tests.support.federation import Ended, LossyChannel, federate, journal
+from tests.support.federation import Ended, LossyChannel, Unheard, federate, journal
 from tests.support.torch_site import blob_sites, makers, torch_job
 
 REPORT = {"adapt": [1, 3]}
-
-
-class Unheard(LocalChannel):
-    """The answer of one silo is still on its way when the driver dies."""
-
-    async def call(self, silo: str, request: Any) -> Any:
-        if silo == "c" and isinstance(request, Assess):
-            await asyncio.Event().wait()
-        return await super().call(silo, request)
-
-
-class Asked(LocalChannel):
-    """Counts requests."""
-
-    kinds: ClassVar[Counter[tuple[str, str]]] = Counter()
-
-    async def call(self, silo: str, request: Any) -> Any:
-        self.kinds[silo, type(request).__name__] += 1
-        return await super().call(silo, request)
 
 
 def run(folder: Path, sites: Any = None, names: str = "abc", **given: Any) -> Ended:
@@ -77,15 +56,15 @@ def test_a_driver_that_died_asks_only_those_that_it_has_not_heard(tmp_path: Path
     arm("silo.assessed:2:raise")
     try:
         with pytest.raises(FaultInjected):
-            run(tmp_path, sites, channel=Unheard)
+            run(tmp_path, sites, channel=partial(Unheard, kind=Assess))
     finally:
         arm(None)
     before = [event.silo for event in journal(tmp_path) if isinstance(event, events.SiloAssessed)]
     assert len(before) == 2
-    Asked.kinds.clear()
-    again = run(tmp_path, sites, channel=Asked)
-    asked = {silo for silo, kind in Asked.kinds if kind == Assess.__name__}
-    assert asked == set("abc") - set(before) and not any(kind == Train.__name__ for _, kind in Asked.kinds)
+    again = run(tmp_path, sites, channel=LossyChannel)
+    asked = again.driver.channel.asked
+    assert {silo for silo, kind in asked if kind == "Assess"} == set("abc") - set(before)
+    assert not any(kind == "Train" for _, kind in asked)
     verdict = again.of(events.RunAssessed)[0]
     assert again.outcome.status == "done" and verdict.unknown == []
     assert set(verdict.benefit) == set("abc")

@@ -21,19 +21,18 @@ from tests.support.quadratic import Quadratic, Zeros, descend
 from tests.support.updates import update
 
 
-def closed(version: int, *contributors: Contributor) -> RoundClosed:
+def closed(version: int, *contributors: Contributor, **given: Any) -> RoundClosed:
     """The record of a round, as far as weights and paces depend on it."""
-    return RoundClosed(
-        version=version,
-        contributors=list(contributors),
-        evaluated=Figures(version=version - 1),
-        seconds={},
-        bytes_up=0,
-        bytes_down=0,
-        update_norm=0.0,
-        checkpoint="",
-        lineage="",
-    )
+    known = {
+        "evaluated": Figures(version=version - 1),
+        "seconds": {},
+        "bytes_up": 0,
+        "bytes_down": 0,
+        "update_norm": 0.0,
+        "checkpoint": "",
+        "lineage": "",
+    }
+    return RoundClosed(version=version, contributors=list(contributors), **known | given)
 
 
 def contributor(silo: str, **given: Any) -> Contributor:

@@ -1,15 +1,13 @@
 """A small image task in memory: two classes of noisy 8x8 images, told apart by where they are bright."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator.core.metrics import MetricSums, Sums
-from silos.tasks.order import shuffled
-from silos.tasks.task import At, Batch, Split
+from silos.tasks.task import At
+from tests.support.in_memory import InMemory
 
 
 class Net(nn.Module):
@@ -28,7 +26,7 @@ class Net(nn.Module):
         return self.head(functional.relu(self.body(x)))
 
 
-class Blobs:
+class Blobs(InMemory):
     """A `silos.tasks.task.Task`; silos differ in their seed."""
 
     def __init__(self, seed: int = 0, rows: int = 40, dropout: float = 0.0) -> None:
@@ -44,28 +42,6 @@ class Blobs:
 
     def model(self) -> nn.Module:
         return Net(self.dropout)
-
-    def num_examples(self, split: Split) -> int:
-        return len(self.data[split][1])
-
-    def train_batches(self, at: At, batch_size: int) -> Iterator[Batch]:
-        images, labels = self.data["train"]
-        for rows in shuffled(len(labels), at, batch_size):
-            yield images[rows], labels[rows]
-
-    def test_batches(self, batch_size: int) -> Iterator[Batch]:
-        images, labels = self.data["test"]
-        yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return functional.cross_entropy(model(batch[0]), batch[1])
-
-    @torch.no_grad()
-    def measure(self, model: nn.Module, batch: Batch) -> MetricSums:
-        logits, count = model(batch[0]).float(), float(len(batch[1]))
-        loss = functional.cross_entropy(logits, batch[1], reduction="sum").item()
-        right = float((logits.argmax(1) == batch[1]).sum().item())
-        return {"loss": Sums("mean", (loss, count)), "accuracy": Sums("mean", (right, count))}
 
 
 def plain_epoch(model: nn.Module, task: Blobs, at: At, batch_size: int, optimizer: Any) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -153,9 +154,12 @@ class Absent:
 
 
 class LossyChannel(LocalChannel):
-    """Loses silos: the nth request of a kind to a silo ends that silo's process, before or after it worked."""
+    """Counts requests, and loses silos: the nth request of a kind to a silo ends that silo's process, before or after
+    it worked."""
 
-    def __init__(self, start: Makers, losses: Mapping[tuple[str, str, int], str]) -> None:
+    def __init__(
+        self, start: Makers, losses: Mapping[tuple[str, str, int], str] = MappingProxyType({})
+    ) -> None:
         super().__init__(start)
         self.losses = losses
         """(silo, name of the request's class, which one from 1) -> ``before``, ``after`` or ``reply``."""
@@ -188,3 +192,16 @@ def absent(site_of: dict[str, PlainSite], silo: str, versions: frozenset[int]) -
     makers: dict[str, Any] = dict(silo_makers(site_of))
     honest = makers[silo]
     return {**makers, silo: lambda: Absent(honest(), versions, silo)}
+
+
+class Unheard(LocalChannel):
+    """Silo c's answer to requests of one kind is still on its way when the driver dies."""
+
+    def __init__(self, start: Makers, kind: type[Request]) -> None:
+        super().__init__(start)
+        self.kind = kind
+
+    async def call(self, silo: str, request: Request) -> Reply:
+        if silo == "c" and isinstance(request, self.kind):
+            await asyncio.Event().wait()
+        return await super().call(silo, request)

@@ -10,19 +10,11 @@ from typer.testing import CliRunner
 from orchestrator.card import card
 from orchestrator.card_facts import Facts, facts_of
 from orchestrator.cli.main import app
-from orchestrator.core.events import (
-    Contributor,
-    Event,
-    Figures,
-    RoundClosed,
-    RunClosed,
-    RunOpened,
-    Sealed,
-    SiloJoined,
-)
+from orchestrator.core.events import Event, RunClosed, RunOpened, Sealed, SiloJoined
 from orchestrator.job import Job
 from orchestrator.summary import summarise
 from tests.integration.test_release import run, sites
+from tests.support.arrivals import closed, contributor
 from tests.support.torch_site import torch_job
 from tracking.weights import digest_of
 
@@ -55,38 +47,21 @@ def facts(privacy: Any = None, seal: int = 0, **sections: Any) -> Facts:
         )
         for silo in "abc"
     ]
+    spent = privacy or {}
     rounds = {
-        version: RoundClosed(
-            version=version,
-            contributors=[
-                Contributor(
-                    silo=silo,
-                    base_version=version - 1,
-                    staleness=0,
-                    weight=1 / 3,
-                    num_examples=40,
-                    num_steps=3,
-                    norm=1.0,
-                    privacy=(privacy or {}) if silo == "a" else {},
-                )
-                for silo in "abc"
-            ],
-            evaluated=Figures(version=version - 1),
-            seconds={},
-            bytes_up=0,
-            bytes_down=0,
-            update_norm=1.0,
-            checkpoint="",
+        version: closed(
+            version,
+            *(contributor(silo, weight=1 / 3, privacy=spent if silo == "a" else {}) for silo in "abc"),
             lineage=f"l{version}",
             sealed=Sealed(tag="t", digest="d") if version <= seal else None,
             time=1.6e9 + version * 86400,
         )
         for version in (1, 2)
     }
-    closed = RunClosed(
+    ended = RunClosed(
         status="done", reason="", version=2, parameters_digest="p", never_contributed=["d"], time=1.6e9
     )
-    events: list[Event] = [opened, *joined, *rounds.values(), closed]
+    events: list[Event] = [opened, *joined, *rounds.values(), ended]
     return Facts(summarise(events), Job.model_validate(opened.job), rounds, "head-hash", 7)
 
 

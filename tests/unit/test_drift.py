@@ -5,37 +5,19 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.core.events import Contributor, Figures, RoundClosed
+from orchestrator.core.events import RoundClosed
 from orchestrator.drift import IN_A_ROW, WARM_UP, DriftWatch, PageHinkley, Usual
+from tests.support import arrivals
+from tests.support.arrivals import contributor
 
 
 def closed(version: int, **silos: tuple[float, float | None, float | None]) -> RoundClosed:
     """``silo=(norm, cosine, loss)``."""
     made = [
-        Contributor(
-            silo=silo,
-            base_version=version - 1,
-            staleness=0,
-            weight=0.5,
-            num_examples=1,
-            num_steps=1,
-            norm=norm,
-            cosine=cosine,
-            train={} if loss is None else {"loss": loss},
-        )
+        contributor(silo, norm=norm, cosine=cosine, train={} if loss is None else {"loss": loss})
         for silo, (norm, cosine, loss) in silos.items()
     ]
-    return RoundClosed(
-        version=version,
-        contributors=made,
-        evaluated=Figures(version=version - 1),
-        seconds={},
-        bytes_up=0,
-        bytes_down=0,
-        update_norm=1.0,
-        checkpoint="",
-        lineage="",
-    )
+    return arrivals.closed(version, *made)
 
 
 def history(seed: int = 0, rounds: int = 40, at: int = 25) -> list[RoundClosed]:

@@ -5,15 +5,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.events import (
-    Figures,
-    ReleaseVoted,
-    RoundClosed,
-    RunClosed,
-    RunOpened,
-    SiloAttacked,
-)
+from orchestrator.core.events import ReleaseVoted, RunClosed, RunOpened, SiloAttacked
 from orchestrator.summary import summarise
+from tests.support.arrivals import closed
 from tests.support.torch_site import torch_job
 from tracking import publish
 from tracking.cursor import Cursor
@@ -26,20 +20,7 @@ SCORES = {"auc": 0.71, "auc_low": 0.66}
 def story(passed: bool = False, lineage: str = "l3", release: Any = None) -> list[Any]:
     job = torch_job("abc", 3, release=release or {"attacks": ["membership"]}).model_dump(mode="json")
     opened = RunOpened(run_id="r", name="j", job=job, job_digest="d", epoch=1, versions={}, time=1)
-    rounds = [
-        RoundClosed(
-            version=version,
-            contributors=[],
-            evaluated=Figures(version=version - 1),
-            seconds={},
-            bytes_up=0,
-            bytes_down=0,
-            update_norm=1.0,
-            checkpoint="",
-            lineage=f"l{version}",
-        )
-        for version in (1, 2, 3)
-    ]
+    rounds = [closed(version, lineage=f"l{version}") for version in (1, 2, 3)]
     votes = [
         SiloAttacked(
             silo="a", version=3, lineage=lineage, vote="fail", verdicts={"membership": "fail"}, scores=SCORES
@@ -55,10 +36,10 @@ def story(passed: bool = False, lineage: str = "l3", release: Any = None) -> lis
         needed=1 if passed else 3,
         passed=passed,
     )
-    closed = RunClosed(
+    ended = RunClosed(
         status="done", reason="", version=3, parameters_digest="p", best_version=3, best_metric="accuracy"
     )
-    return [opened, *rounds, *votes, voted, closed]
+    return [opened, *rounds, *votes, voted, ended]
 
 
 def mapped(events: list[Any]) -> tuple[Mapper, list[Any]]:
