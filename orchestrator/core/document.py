@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,11 +156,16 @@ def _choice(given: Any, expected: str) -> str:
 
 
 def _nearest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    known = sorted(_keys(TypeAdapter(model).json_schema()))
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    close = difflib.get_close_matches(str(loc[-1]), _known(model), n=1)
     if str(loc[-1]) in close:
         return " here"
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+@cache
+def _known(model: type[BaseModel]) -> list[str]:
+    """All keys of a document, wherever they stand."""
+    return sorted(_keys(TypeAdapter(model).json_schema()))
 
 
 def _keys(schema: Any) -> set[str]:

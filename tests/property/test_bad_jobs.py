@@ -1,6 +1,7 @@
 """Whatever stands in job.yaml: it is in order, or it costs one line and exit code 2, and soon."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from orchestrator.cli.main import app
@@ -93,6 +95,15 @@ def spoilt(draw: st.DrawFn) -> dict[str, Any]:
             case "add" if isinstance(container, dict):
                 container[draw(st.sampled_from(KEYS))] = draw(values)
     return document
+
+
+@pytest.fixture(scope="module", autouse=True)
+def commands() -> Iterator[None]:
+    """They are made once: making them takes longer than what is tested."""
+    made = get_command(app)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", lambda _: made)
+        yield
 
 
 @pytest.fixture(scope="module")
