@@ -35,9 +35,12 @@ class Symmetry:
     axes: tuple[Axis, ...]
 
 
+_SYMMETRIES = TypeAdapter(tuple[Symmetry, ...])
+
+
 def read(described: Any, num_params: int, num_buffers: int) -> tuple[Symmetry, ...]:
     """Symmetries as a silo describes them. Raises ValueError for what does not fit vectors of these sizes."""
-    found: Sequence[Symmetry] = TypeAdapter(tuple[Symmetry, ...]).validate_python(described, strict=False)
+    found: Sequence[Symmetry] = _SYMMETRIES.validate_python(described, strict=False)
     for symmetry in found:
         for axis in symmetry.axes:
             if not _fits(axis, symmetry.size, num_buffers if axis.buffer else num_params):

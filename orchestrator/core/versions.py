@@ -1,6 +1,7 @@
 """Versions of what the bits of a training depend on."""
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NAMES = ("siloray", "torch", "torchvision", "numpy", "ray")
@@ -11,6 +12,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: _version(name) for name in NAMES}}
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return version(name)
