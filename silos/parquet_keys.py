@@ -121,11 +121,6 @@ class ParquetKeys:
         return self._factory.file_encryption_properties(self._connection, config)
 
 
-def is_encrypted(path: Path) -> bool:
-    """Whether it is a Parquet file that is encrypted as a whole."""
-    return _tail(path)[0] == _ENCRYPTED
-
-
 def _tail(path: Path) -> tuple[bytes, bytes]:
     """The last four bytes, and the beginning of the footer before them, which says how it is encrypted."""
     with path.open("rb") as file:

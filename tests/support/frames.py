@@ -88,13 +88,6 @@ def holding(data: bytes, sign: Sign, dtype: str = "float32", size: int = 0, **ch
     return seal(header([column(data, dtype, size)], data, **changes), data, sign)
 
 
-def taken_apart(frame: bytes) -> tuple[dict[str, Any], bytes, bytes]:
-    """Header, signature, body."""
-    _, _, length = PREFIX.unpack(frame[: PREFIX.size])
-    end = PREFIX.size + length
-    return json.loads(frame[PREFIX.size : end]), frame[end : end + SIGNATURE], frame[end + SIGNATURE :]
-
-
 def regions(frame: bytes) -> dict[str, range]:
     """Where the parts of a frame lie."""
     _, _, length = PREFIX.unpack(frame[: PREFIX.size])

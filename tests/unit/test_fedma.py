@@ -18,8 +18,6 @@ from tests.support.blob_federation import blob_job, run_blobs
 from tests.support.permuted import Flattened, Residual, drawn, mlp
 from tests.support.quadratic import Zeros
 
-SEPARATE = {"name": "fedma", "alone_epochs": 2, "reference": "a"}
-
 
 def run_of(net: Flattened, params: Any, buffers: Any, version: int = 2, **given: Any) -> LocalRun:
     options = {"kept": Zeros(net.params.numel()), "silo": "b", **given}
