@@ -11,12 +11,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.at_rest import make_key
 from orchestrator.contract import Contract, Facts, broken
 from orchestrator.core import events
 from orchestrator.core.messages import Join, Joined, Refused
 from orchestrator.job import Job
 from orchestrator.summary import summarise
+from silos.config import DatasetConfig
 from silos.configured_site import ConfiguredSite
+from silos.data import open_data
+from silos.encrypted_copy import encrypted_copy
+from silos.files import Place
+from silos.quarantine import _key
 from silos.silo import Silo
 from tests.support.federation import federate, journal
 from tests.unit.test_data import png
@@ -114,6 +120,36 @@ def test_a_bad_row_is_left_out_listed_and_counted(
     uniform = {"combine": {"name": "mean", "weights": "uniform"}}
     said = refused(silent, job(contract={"max_quarantined": 0.01, "columns": columns}, **uniform))
     assert "too many train rows are quarantined" in said and "33" not in said and ": 1" not in said
+
+
+def test_the_list_of_an_encrypted_data_set_repeats_no_value(tmp_path: Path) -> None:
+    """It lies in the clear: the place leads to the value, for who has the key. A list of before is made anew."""
+    write_rows(tmp_path, ("987", "m", "0"))
+    encrypted_copy(tmp_path / "rows.csv", tmp_path / "rows.parquet", make_key(tmp_path / "key"))
+    made = site(tmp_path, path="rows.parquet", encryption={"key": {"file": "key"}})
+    wanted = job(contract={"max_quarantined": 0.05, "columns": {"age": {"max": 120}}})
+    described = made.config.datasets["d"]
+    assert wanted.contract is not None
+    with_values = _key(
+        wanted,
+        described.model_copy(update={"encryption": None}),
+        _files(described, tmp_path),
+        wanted.contract,
+    )
+    facts = {"rows": {"train": 33, "test": 8}, "quarantined": {"train": 1, "test": 0}}
+    row = {"split": "train", "row": 40, "place": "row 41", "reason": "", "detail": "column 'age' holds 987"}
+    listing = made.own_folder / "quarantine-d.jsonl"
+    listing.parent.mkdir(parents=True)
+    listing.write_text(json.dumps({"key": with_values, "found": facts}) + "\n" + json.dumps(row) + "\n")
+    reply = asked(made, wanted)
+    assert isinstance(reply, Joined) and reply.quarantined["train"] == 1
+    (found,) = listed(made)
+    assert found["reason"] == "column 'age': a value above 120" and found["place"].endswith("row 41")
+    assert "987" not in listing.read_text()
+
+
+def _files(described: DatasetConfig, folder: Path) -> tuple[Place, ...]:
+    return open_data(described, folder).files
 
 
 def test_without_a_contract_the_first_bad_row_is_refused_as_ever(tmp_path: Path) -> None:
