@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import textwrap
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ def trouble(run_dir: Path) -> str | None:
     if cursor is None or not cursor.problem:
         return None
     again = f"python -m tracking {shlex.quote(str(run_dir))} --uri {shlex.quote(cursor.uri)}"
-    why = " ".join(cursor.problem.split())[:150]
+    why = textwrap.shorten(cursor.problem, 150, placeholder=" …")
     return f"not all of it is in MLflow ({why}); it follows once that is mended, at the latest with: {again}"
 
 

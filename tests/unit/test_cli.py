@@ -187,12 +187,16 @@ def test_what_mlflow_lacks_is_said_at_the_end_and_shown_later(job: Path, transpo
     """Its server died: the pages would show less than there is."""
     run_dir = job.parent / "runs" / "heart-1"
     run_dir.mkdir(parents=True)
-    dead = Cursor("http://mlflow:5000", problem="MlflowException: API request\nto http://mlflow:5000 failed")
+    dead = Cursor(
+        "http://mlflow:5000",
+        problem="MlflowException: API request\nto http://mlflow:5000 failed" + " again" * 99,
+    )
     save(run_dir, dead)
     lines = [call("run", job).stdout.splitlines(), call("show", "heart-1").stdout.splitlines()]
     for said in lines:
         (line,) = [each for each in said if each.startswith("tracking ")]
-        assert "MlflowException: API request to http://mlflow:5000 failed" in line
+        assert "MlflowException: API request to http://mlflow:5000 failed again" in line
+        assert "again …); it follows" in line
         assert line.endswith(f"python -m tracking {Path('runs/heart-1')} --uri http://mlflow:5000")
     assert "curves   siloray ui" not in lines[0]
     save(run_dir, Cursor("http://mlflow:5000"))
