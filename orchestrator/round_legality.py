@@ -105,9 +105,12 @@ def warnings(job: "Job") -> Iterator[str]:
             "rounds.staleness_exponent makes slow silos count less, against rounds.rate_correction: 0 is right with it"
         )
     if late > 1 and not job.corrects_rates and job.strategy.reweighs:
+        remedy = (
+            "rounds.rate_correction: true" if job.sums is None else "a larger rounds.buffer makes it less"
+        )
         yield (
             "silos that deliver rarely count for less than their share, and what only they have may be lost: "
-            "rounds.rate_correction: true"
+            f"{remedy}"
         )
     if (
         rounds.asks_for_steps

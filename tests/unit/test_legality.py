@@ -180,6 +180,7 @@ def test_legal_jobs_have_no_refusal() -> None:
         ),
         ({"rounds": {"mode": "async", "rate_correction": True, "staleness_exponent": 0.5}}, "0 is right"),
         ({"rounds": {"mode": "async"}}, "rounds.rate_correction: true"),
+        ({"rounds": {"mode": "async"}, "combine": {"name": "fixed_point_sum"}}, "a larger rounds.buffer"),
         (
             {"strategy": {"name": "fedasync"}, "rounds": {"mode": "fedasync", "staleness_exponent": 1}},
             "nothing to",
