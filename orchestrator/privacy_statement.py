@@ -79,10 +79,16 @@ def _sums(job: Job, rounds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "mode": mode,
         "second": getattr(combine, "second", ""),
         "lying": lying,
-        "least": max(job.policy.min_silos, combine.least),
+        "least": max(job.least_in_sum, combine.least),
         "colluders": "it does not" if colluders is None else f"colluders: {colluders}",
     }
     yield _SUMS.get(combine.name, "Updates were summed sealed ({mode}).").format(**facts)
+    if combine.groups is not None:
+        yield (
+            f"In each round silos were drawn into random groups of {combine.groups.size} or more, and the driver "
+            "saw each group's sum: more than one sum of all. Of the groups' means it took the "
+            f"{combine.groups.rule}, so that one bad silo spoils its group only."
+        )
     sealed = sum(bool(each["sealed"]) for each in rounds)
     yield (
         f"All {len(rounds)} rounds behind this version were summed so; each round's tag is in the record."

@@ -55,7 +55,7 @@ def test_a_hospital_is_hidden_at_epsilon_eight(name: str, tmp_path: Path) -> Non
 def test_hospitals_at_their_own_pace_are_summed_unseen(tmp_path: Path) -> None:
     ended = heart("secure_buffered", tmp_path)
     assert all(len(set(names)) >= 3 for names in ended.contributors)
-    assert accuracy(ended) >= 0.68
+    assert accuracy(ended) >= 0.65
 
 
 @pytest.mark.slow

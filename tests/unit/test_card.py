@@ -12,6 +12,7 @@ from orchestrator.card_facts import Facts, facts_of
 from orchestrator.cli.main import app
 from orchestrator.core.events import Event, RunClosed, RunOpened, Sealed, SiloJoined
 from orchestrator.job import Job
+from orchestrator.privacy_statement import statement
 from orchestrator.summary import summarise
 from tests.integration.test_release import run, sites
 from tests.support.arrivals import closed, contributor
@@ -89,6 +90,14 @@ def test_a_sum_is_sealed_where_the_rounds_say_so() -> None:
     half = card(facts(seal=1, **SECURE), None)
     assert "Only 1 of the 2 rounds" in half and "All 2 rounds" not in half
     assert "saw every silo's update" not in whole
+
+
+def test_sums_of_groups_are_not_said_to_be_of_all() -> None:
+    groups = {"name": "secure_sum", "groups": {"size": 3, "rule": "median"}}
+    job = torch_job("abcdefghi", 2, combine=groups, rounds={"total": 2, "min_updates": 9})
+    said = " ".join(statement(job, [{"sealed": True}] * 2, {}))
+    assert "at least 3 silos" in said and "9 silos" not in said
+    assert "saw each group's sum" in said and "took the median" in said
 
 
 def test_epsilons_are_those_that_the_silos_told() -> None:

@@ -163,6 +163,9 @@ def test_in_words() -> None:
     assert spent({**record, **silo}).endswith(", as a silo epsilon 1.222 (RDP 1.333) at delta 1e-05")
     ledger = {name.removeprefix("silo_"): value for name, value in silo.items()}
     assert spent({**ledger, **silo}) == spent(silo) == "as a silo epsilon 1.222 (RDP 1.333) at delta 1e-05"
+    earlier = {**ledger, "epsilon": 2.5, "epsilon_rdp": 2.6, "epsilon_job": 1.22179}
+    assert spent({**earlier, **silo}) == f"{spent(silo)}, over all jobs 2.5"
+    assert spent({**record, "epsilon_job": 0.5, **silo}) == spent({**record, **silo})
     assert spent(record, delta=False) == "epsilon 0.5 (RDP 0.6)"
     assert spent({}) == spent_by([("a", {})]) == "" and spent({"epsilon": 1.0}) == "epsilon 1"
     told = spent_by([("a", record), ("b", {**record, "epsilon": 2.0}), ("c", record), ("c", record)])
