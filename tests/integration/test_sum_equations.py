@@ -65,6 +65,9 @@ def test_the_same_silos_cut_to_another_range(tmp_path: Path) -> None:
     """Sums of what is cut to r, for many r, show every value in them."""
     asked = AskedSums(tmp_path, SECURE)
     anew(asked)
+    for none in (0.0, -4.0, float("inf"), float("nan")):
+        with pytest.raises(SumFailed, match="of the ring"):
+            asked.opened(asked.header(range=none))
     asked.opened(asked.header(range=4.0))
     with pytest.raises(SumFailed, match="other factors or another range"):
         asked.opened(asked.header(range=0.5))

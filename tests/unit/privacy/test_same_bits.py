@@ -1,6 +1,8 @@
 """One oracle for all kinds of sums: the plain sum of whole numbers, bit for bit, and the mean of floats within
-rounding; for any number of silos, weights, rings, silos lost before they seal or before they are fetched, attempts."""
+rounding; for any number of silos, weights, rings, silos lost before they seal, before they are fetched or before they
+open, attempts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from orchestrator.privacy.encrypted_sum import EncryptedSum
 from orchestrator.privacy.fixed_point import FIXED
 from orchestrator.privacy.ring_sum import FixedPointSum, RingSum
+from orchestrator.privacy.sealing import SumFailed
 from orchestrator.privacy.secure_sum import SecureSum
 from orchestrator.privacy.two_aggregators import TwoAggregatorSum
 from tests.support.cohorts import Cohort
@@ -43,10 +46,11 @@ def check(num: int, weights: dict[str, Any], encrypted: bool, seed: int) -> None
     for attempt, num_lost in enumerate((0, int(rng.integers(0, num - fewest, endpoint=True))), 1):
         lost = [names[i] for i in rng.permutation(np.arange(1, num))[:num_lost]]
         there = [silo for silo in names if silo not in lost]
+        silent = there[fewest:]
         oracle = opened(plain, vectors, attempt, lost)
         assert sorted(oracle.silos) == there
         for combine in kinds(terms, num, encrypted):
-            found = opened(combine, vectors, attempt, lost)
+            found = opened(combine, vectors, attempt, lost, silent)
             assert sorted(found.silos) == there, combine.name
             assert found.total.tobytes() == oracle.total.tobytes(), combine.name
         mean = np.empty(SIZE, np.float32)
@@ -56,11 +60,23 @@ def check(num: int, weights: dict[str, Any], encrypted: bool, seed: int) -> None
         assert np.abs(mean - exact).max() <= point.quantum / 2 + 1e-6
 
 
-def opened(combine: RingSum, vectors: dict[str, Any], attempt: int, lost: list[str]) -> Any:
-    cohort = Cohort(combine, vectors, lost={"seal": lost[::2], "gather": lost[1::2]})
+def opened(
+    combine: RingSum, vectors: dict[str, Any], attempt: int, lost: list[str], silent: Sequence[str] = ()
+) -> Any:
+    """``lost``: before their vectors are there; ``silent``: after that. A second attempt comes after a first one of
+    which all but one silo told nothing."""
+    cohort = Cohort(combine, vectors)
     cohort.set_up()
-    bits = combine.value_bits
-    return cohort.open(cohort.header(attempt, size=SIZE, value_bits=bits))
+    begun = {"size": SIZE, "value_bits": combine.value_bits}
+    if attempt > 1 and combine.protects:
+        cohort.lost = dict.fromkeys(("reveal", "agree", "unmask"), cohort.silos[:-1])
+        with pytest.raises(SumFailed):
+            cohort.open(cohort.header(attempt - 1, **begun))
+        for memory in cohort.memories.values():
+            memory.opened.clear()  # of a sum of all, where this one may be of fewer
+    cohort.lost = {"seal": lost[::2], "gather": lost[1::2]}
+    cohort.lost |= dict.fromkeys(("agree", "unmask", "decrypt"), silent)
+    return cohort.open(cohort.header(attempt, **begun))
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=["uniform", "examples", "uint16"])
