@@ -454,3 +454,25 @@ def test_zeros_and_data_look_alike() -> None:
     cohort.vectors = {silo: np.zeros(60, np.uint32) for silo in cohort.silos}
     one, two = Sum(cohort, 1).packets()[0], Sum(cohort, 2).packets()[0]
     assert (one != two)[200:65_000].mean() > 0.9
+
+
+def test_sums_that_were_left_behind_are_given_up(cohort: Cohort) -> None:
+    sums = [Sum(cohort, attempt) for attempt in range(1, 6)]
+    with pytest.raises(SumRefused, match="given up"):
+        sums[0].agree(["s00"])
+    sums[1].agree(["s00"])
+
+
+def test_keys_of_set_ups_that_were_left_behind_are_dropped(cohort: Cohort) -> None:
+    for number in range(2, 6):
+        cohort.set_up(number)
+    assert all(sorted(half._keys) == [2, 3, 4, 5] for half in cohort.halves.values())
+    for step, fields in (("make_key", {}), ("take_key", {"setup": "2"}), ("dump_key", {"setup": 2})):
+        with pytest.raises(SumRefused, match="needs a header, or a set-up's number"):
+            cohort.ask("s00", step, **fields)
+
+
+def test_nothing_is_sealed_before_there_is_a_key(cohort: Cohort) -> None:
+    cohort.follow(exchange_keys(cohort.silos, 7))
+    with pytest.raises(SumRefused, match="has no key of set-up 7"):
+        cohort.ask("s00", "seal", cohort.header(setup=7))
