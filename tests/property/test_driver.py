@@ -29,6 +29,7 @@ from orchestrator.job import Job
 from orchestrator.store import LeaseHeld, Store
 from orchestrator.strategies.fedavg import FedAvg
 from orchestrator.transport.local import LocalChannel
+from orchestrator.verifying import verify
 from tests.support.federation import (
     Ended,
     LossyChannel,
@@ -51,6 +52,7 @@ from tests.support.quadratic import (
     silo_makers,
     sites,
 )
+from tests.support.rewritten import DRIVER
 from tests.support.scratch import scratch
 
 FLOAT32 = 3e-5
@@ -838,14 +840,16 @@ def check_resumption(point: str, nth: int, strategy: str = "scaffold", **section
         site_of = sites(problems(), folder / "silos")
         arm(f"{point}:{nth}:raise")
         try:
-            federate(job, silo_makers(site_of), folder)
+            federate(job, silo_makers(site_of), folder, signer=DRIVER)
             died = False
         except FaultInjected:
             died = True
         arm(None)
-        resumed = federate(job, silo_makers(site_of), folder)
+        resumed = federate(job, silo_makers(site_of), folder, signer=DRIVER)
         history = journal(folder)
         assert not double_counts(history)
+        proof = verify(Store(folder / "runs" / "run"))
+        assert proof.fine, f"nobody has lied: {proof.verdict}"
     assert resumed.outcome.status == "done" and resumed.bits == whole.bits and resumed.digest == whole.digest
     rounds = [event for event in history if isinstance(event, events.RoundClosed)]
     assert sorted(closed.version for closed in rounds) == list(range(1, len(whole.rounds) + 1)), (

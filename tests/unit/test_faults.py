@@ -14,6 +14,9 @@ import pytest
 
 from orchestrator.core.faults import FAULT_POINTS, FaultInjected, arm, fault, points
 from orchestrator.store import DiskFull, Store
+from orchestrator.verifying import verify
+from tests.support import quadratic
+from tests.support.federation import run_quadratic
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +98,17 @@ def test_one_full_disk_is_overcome_where_a_checkpoint_may_go(tmp_path: Path, poi
             assert version == 0
             store.commit(version, {"params": np.ones(3, np.float32)}, {"type": "r", "version": version}, {})
     assert [event["version"] for _, event in store.events()] == [0, 1, 2, 3]
+
+
+def test_no_run_goes_on_without_the_line_that_says_who_joined(tmp_path: Path) -> None:
+    """Nothing else says whose key it is that signs."""
+    job, made = quadratic.job_of(["s0", "s1", "s2"], total=1), quadratic.problems(3)
+    arm("journal.appended:2:enospc")
+    with pytest.raises(DiskFull):
+        run_quadratic(job, made, tmp_path)
+    arm(None)
+    assert run_quadratic(job, made, tmp_path).outcome.status == "done"
+    assert verify(Store(tmp_path / "runs" / "run")).fine
 
 
 def test_the_registry_is_complete() -> None:
