@@ -218,6 +218,27 @@ def test_a_receipt_of_another_run(run: Path, tmp_path: Path, made: Path) -> None
     assert "another silo, run, job" in " ".join(next(c for c in found.checks if c.what == "receipts").wrong)
 
 
+def test_a_receipt_for_another_purpose(run: Path) -> None:
+    """Of an evaluation: the silo signed for the same model, and gave nothing."""
+    (told,) = (e for _, e in Store(run).events() if e["type"] == "version_evaluated")
+    theirs = next(each for each in told["receipts"] if each["silo"] == "s0")
+    found = forged(run, lambda receipt: Receipt(**theirs))
+    assert "or purpose" in " ".join(next(c for c in found.checks if c.what == "receipts").wrong)
+
+
+def test_a_number_of_rows_that_the_silo_did_not_sign(run: Path) -> None:
+    """Shares of the model follow from it."""
+
+    def change(place: int, line: Line) -> Line:
+        if line["event"]["type"] == "round_closed" and line["event"]["version"] == 3:
+            line["event"]["contributors"][1]["num_examples"] += 1
+        return line
+
+    write(run, rewritten(lines(run), change, sign=True))
+    wrong = next(c for c in report(run).checks if c.what == "receipts").wrong
+    assert "s1, version 2: its receipt is about another version or number of rows" in wrong[0]
+
+
 def test_a_checkpoint_with_another_model(run: Path, tmp_path: Path) -> None:
     """Whole and sealed, but of other numbers than the silos had: taken from a run of another seed."""
     import shutil
