@@ -1,6 +1,7 @@
 """What tests of several folders share: one Ray on this machine, as starting it takes longer than most tests."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # commands under test would not hear Ctrl-C either
 
 
 @pytest.fixture(scope="session")

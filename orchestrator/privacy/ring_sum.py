@@ -23,6 +23,7 @@ from orchestrator.privacy.sealing import (
     Questions,
     Rules,
     SiloHalf,
+    SumFailed,
     SumHeader,
     SumRefused,
 )
@@ -209,7 +210,10 @@ class FixedPointSum(RingSum, frozen=True):
         answers: Answers = yield asked
         gathered: Answers = yield Gather(list(answers.fields))
         lost = {**answers.lost, **gathered.lost}
-        return Opened(gathered.total, [silo for silo in header.silos if silo not in lost], lost)
+        survivors = [silo for silo in header.silos if silo not in lost]
+        if not survivors:
+            raise SumFailed(lost)
+        return Opened(gathered.total, survivors, lost)
 
     def half(self, identity: Identity, memory: Memory, rules: Rules, run_id: str) -> SiloHalf:
         return _Plain()

@@ -63,6 +63,14 @@ def test_who_is_lost_on_the_way_is_left_out(tmp_path: Path, kind: str) -> None:
     assert len(ended.rounds[-1].contributors) == 4
 
 
+@pytest.mark.parametrize("kind", ["Ask", "Fetch"])
+def test_a_sum_of_which_all_are_lost_is_made_anew(tmp_path: Path, kind: str) -> None:
+    losses = {(silo, kind, 2): "before" for silo in NAMES}
+    ended = run(tmp_path / "lossy", combine=SUM, channel=lambda makers: LossyChannel(makers, losses))
+    assert ended.outcome.exit_code == 0, ended.outcome
+    np.testing.assert_array_equal(ended.params, run(tmp_path / "calm", combine=SUM).params)
+
+
 def test_no_update_leaves_in_the_clear(tmp_path: Path) -> None:
     job = job_of(NAMES, combine=SUM)
     site = sites(problems(), tmp_path)["s0"]
