@@ -11,8 +11,9 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what runs in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # commands under test would not hear Ctrl-C either
+# A shell leaves Ctrl-C ignored for what runs in the background; commands under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
