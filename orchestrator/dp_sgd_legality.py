@@ -54,10 +54,10 @@ def warnings(job: "Job") -> Iterator[str]:
         return
     if spec.insecure_test_noise_seed is not None:
         yield "privacy: with insecure_test_noise_seed dp_sgd protects nobody"
-    if getattr(job.task, "standardise", False):
+    if getattr(job.task, "scales_by_rows", False):
         yield (
-            "task.standardise: means and deviations of the silo's own rows are outside dp_sgd's budget; scale the "
-            "columns by public numbers, and give standardise: false, where that matters"
+            "task.standardise: means and deviations of the silo's own rows are outside dp_sgd's epsilon, and a silo "
+            "with a budget refuses that: give public numbers, as standardise: {age: [54, 9]}, or false"
         )
     if job.report.silos and (job.report.alone or job.report.adapt):
         yield (

@@ -172,7 +172,7 @@ def _outside(job: Job, silos: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What was made of rows beside the training's noise."""
     if job.dp_sgd is None:
         return
-    if getattr(job.task, "standardise", False):
+    if getattr(job.task, "scales_by_rows", False):
         yield (
             "Outside that epsilon: means and deviations, by which each silo scaled its columns, were made from its "
             "rows without noise."

@@ -4,7 +4,9 @@ A name with a colon (``my_pkg.tasks:Thing``) is the user's own class; it runs on
 allows that module (``allow_code``).
 """
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
@@ -111,6 +113,12 @@ ImageModel = Annotated[
 ]
 
 
+Scaling = Annotated[
+    Annotated[bool, Tag("rows")] | Annotated[dict[str, tuple[float, float]], Tag("public")],
+    Discriminator(lambda value: "public" if isinstance(value, Mapping) else "rows"),
+]
+
+
 class Tabular(_Spec, frozen=True):
     """Numbers and categories in columns; one column is the target (two classes or more)."""
 
@@ -126,8 +134,9 @@ class Tabular(_Spec, frozen=True):
     num_classes: int = Field(default=2, ge=2)
     classes: tuple[str | int, ...] = ()
     """Values of the target in the order of the classes; empty: they are the numbers 0, 1, ..."""
-    standardise: bool = True
-    """Centre and scale every input with the silo's own training rows (unbiased deviation + 1e-9)."""
+    standardise: Scaling = True
+    """Centre and scale every input with the silo's own training rows (unbiased deviation + 1e-9). Or public numbers in
+    their place, ``{age: [54, 9]}``: a numeric feature's centre and scale at all silos; the others stay as they are."""
     model: TabularModel = Logistic()
 
     @model_validator(mode="after")
@@ -139,11 +148,29 @@ class Tabular(_Spec, frozen=True):
             raise ValueError(f"features: '{self.target}' is the target")
         if len(set(self.features)) != len(self.features):
             raise ValueError("features: a column stands twice")
+        for name, (centre, scale) in self._public.items():
+            if name not in self.features or name in self.categories:
+                raise ValueError(f"standardise: '{name}' is not a numeric feature")
+            if not (math.isfinite(centre) and 0 < scale < math.inf):
+                raise ValueError(f"standardise: '{name}' needs a finite centre, and a finite scale above 0")
         for name, levels in self.categories.items():
             if len(set(levels)) != len(levels) or len(levels) < 2:
                 raise ValueError(f"categories: '{name}' needs two levels or more, each once")
         _check_classes(self.classes, self.num_classes)
         return self
+
+    @property
+    def _public(self) -> dict[str, tuple[float, float]]:
+        return self.standardise if isinstance(self.standardise, dict) else {}
+
+    @property
+    def scales_by_rows(self) -> bool:
+        """Whether inputs are scaled by what private rows are like."""
+        return self.standardise is True
+
+    def public_scale(self, feature: str) -> tuple[float, float]:
+        """Centre and scale that every silo gives this feature."""
+        return self._public.get(feature, (0.0, 1.0))
 
 
 class Transforms(_Spec, frozen=True):

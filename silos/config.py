@@ -125,6 +125,12 @@ class DatasetConfig(_Spec, frozen=True):
     budget: Budget | None = None
     """Without one, losses are entered in the silo's ledger, and nothing is refused."""
 
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if self.budget is not None and self.budget.unit != "silo" and self.missing_rows == "mean":
+            raise ValueError("missing_rows: means of all rows are in no budget; with one, use 'drop'")
+        return self
+
     def codes(self, column: str) -> tuple[Missing, ...]:
         """Values of this column (the job's name) that mean "not known"."""
         return self.missing.get(column, ()) if isinstance(self.missing, dict) else self.missing

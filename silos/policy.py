@@ -70,7 +70,8 @@ def _refusals(job: Job, config: SiloConfig) -> Iterator[str]:
 
 
 def _budgets(job: Job, config: SiloConfig) -> Iterator[str]:
-    """What no noise makes up for: rows that are shown, and patients whom another column names."""
+    """What no noise makes up for: rows that are shown, or by which others are scaled, and patients whom another column
+    names."""
     for dataset in job.datasets:
         budget = config.datasets[dataset].budget if dataset in config.datasets else None
         if budget is None:
@@ -80,6 +81,11 @@ def _budgets(job: Job, config: SiloConfig) -> Iterator[str]:
             yield (
                 f"{whose} (datasets.{dataset}.budget), and '{job.strategy.name}' tells what models say of each of its "
                 "rows: give a data set without one for strategy.public"
+            )
+        elif budget.unit != "silo" and getattr(job.task, "scales_by_rows", False):
+            yield (
+                f"{whose} (datasets.{dataset}.budget), and this job scales columns by means and deviations of its "
+                "rows, without noise: give public numbers, as task.standardise: {age: [54, 9]}, or false"
             )
         elif budget.column is not None and job.dp_sgd is not None and job.dp_sgd.column is not None:
             column = config.datasets[dataset].in_file(job.dp_sgd.column)

@@ -123,8 +123,11 @@ class TabularTask:
     def _prepared(self, read: dict[Split, Rows]) -> dict[Split, tuple[Tensor, Tensor]]:
         mean = self._means(read["train"].inputs) if self._data.config.missing_rows == "mean" else None
         complete = {split: self._complete(split, rows, mean) for split, rows in read.items()}
-        centre, scale = _standard(complete["train"].inputs) if self._spec.standardise else (0.0, 1.0)
-        kind = torch.float32 if self._spec.num_classes == 2 else torch.int64
+        spec = self._spec
+        centre, scale = (
+            _standard(complete["train"].inputs) if spec.scales_by_rows else _public(spec, self.inputs)
+        )
+        kind = torch.float32 if spec.num_classes == 2 else torch.int64
         return {
             split: (
                 torch.from_numpy(((rows.inputs - centre) / scale).astype(np.float32)),
@@ -196,6 +199,12 @@ def _one_hot(column: Column, names: Sequence[str | int]) -> Matrix:
     indicators = (found[:, None] == np.arange(1, len(names))).astype(np.float64)
     indicators[found < 0] = np.nan
     return indicators
+
+
+def _public(spec: Tabular, inputs: Sequence[str]) -> tuple[Matrix, Matrix]:
+    """Centre and scale of each input that the job gives."""
+    centre, scale = zip(*map(spec.public_scale, inputs), strict=True)
+    return np.array(centre), np.array(scale)
 
 
 def _standard(inputs: Matrix) -> tuple[Matrix, Matrix]:

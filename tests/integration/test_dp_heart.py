@@ -31,8 +31,10 @@ EPSILONS = {
 
 
 def job(sigma: float | None, seed: int = 42, **dp: Any) -> Job:
-    """The example with other noise; None: with none. The noise repeats, so that the figures do."""
+    """The example with other noise (None: with none), and columns scaled by each hospital's own rows, as where the
+    figures come from. The noise repeats, so that they do."""
     given = load_job(EXAMPLE / "dp_sgd.yaml").model_dump()
+    given["task"]["standardise"] = True
     noise = {"noise_multiplier": sigma, "insecure_test_noise_seed": seed, **dp}
     privacy = [] if sigma is None else [{**given["privacy"][0], **noise}]
     return Job.model_validate({**given, "seed": seed, "privacy": privacy, "report": {"silos": False}})

@@ -74,6 +74,10 @@ def test_little_is_needed(tmp_path: Path) -> None:
         ),
         ("name: a\ndatasets: {d: {path: x}}\npolicy: {max_hours: 0}", "max_hours"),
         ("name: a\ndatasets: {d: {path: x}}\nlocal: {device: gpu}", "device"),
+        (
+            "name: a\ndatasets: {d: {path: x, missing_rows: mean, budget: {epsilon: 1, delta: 1e-5}}}",
+            "means of all rows are in no budget",
+        ),
         ("name: a\nname: b\ndatasets: {d: {path: x}}", "stands twice"),
     ],
 )

@@ -54,17 +54,34 @@ def test_rows_with_a_budget_are_not_shown_as_public_ones() -> None:
     )
 
 
+@pytest.mark.parametrize("unit", ["record", "silo"])
+def test_rows_with_a_budget_scale_no_columns(unit: str) -> None:
+    """One row far out would move all the others by more than its own gradient is cut to."""
+    dp = [{"name": "dp_sgd", "max_grad_norm": 1, "noise_multiplier": 1}]
+    own, public = job(privacy=dp), job(privacy=dp, task={**TASK, "standardise": {"x": [5, 2]}})
+    assert review(public, budgeted(unit)) is None
+    assert review(own, budgeted(unit)) == (
+        None
+        if unit == "silo"
+        else "a: 'heart' has a privacy budget (datasets.heart.budget), and this job scales columns by means and "
+        "deviations of its rows, without noise: give public numbers, as task.standardise: {age: [54, 9]}, or false"
+    )
+
+
 def test_patients_are_those_whom_the_silo_names() -> None:
     """By a column in which every row has a value of its own, a job would protect single rows."""
     dp = {"name": "dp_sgd", "max_grad_norm": 1, "noise_multiplier": 1, "unit": "patient"}
     patients = budgeted("patient", column="person")
+    task = {**TASK, "standardise": False}
     for column in ("person", "who"):
-        assert review(job(privacy=[{**dp, "column": column}]), patients) is None
-    assert review(job(privacy=[{**dp, "column": "row"}]), patients) == (
+        assert review(job(task=task, privacy=[{**dp, "column": column}]), patients) is None
+    assert review(job(task=task, privacy=[{**dp, "column": "row"}]), patients) == (
         "a: 'heart' has a privacy budget for each patient, whom the column 'person' names (datasets.heart.budget), and "
         "this job goes by 'row': give privacy.column: person"
     )
-    assert review(job(privacy=[{**dp, "column": "row"}]), budgeted()) is None, "another refusal, at the guard"
+    assert review(job(task=task, privacy=[{**dp, "column": "row"}]), budgeted()) is None, (
+        "another refusal, at the guard"
+    )
 
 
 def test_an_open_policy_takes_part() -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from orchestrator.core.errors import BadInput
@@ -68,6 +69,28 @@ def test_standardised_with_the_training_rows_alone(tmp_path: Path) -> None:
     np.testing.assert_allclose(inputs[:, 0], [-1, 0, 1], atol=1e-6)
     np.testing.assert_allclose(inputs[:, 1], np.array([2, -1, -1]) / 3 / 3**-0.5, rtol=1e-6)
     np.testing.assert_allclose(next(task.test_batches(8))[0][0, 0], 98, rtol=1e-6)
+
+
+def test_scaled_by_public_numbers_and_by_nothing_of_the_rows(tmp_path: Path) -> None:
+    task = made(tmp_path, ROWS, standardise={"age": [2, 4]})
+    inputs, _ = all_train(task)
+    assert inputs.tolist() == [[-0.25, 1, 0], [0, 0, 0], [0.25, 0, 1]]
+    assert next(task.test_batches(8))[0][0, 0] == (100 - 2) / 4
+
+
+@pytest.mark.parametrize(
+    ("scales", "said"),
+    [
+        ({"kind": [0, 1]}, "'kind' is not a numeric feature"),
+        ({"height": [0, 1]}, "'height' is not a numeric feature"),
+        ({"age": [0, 0]}, "'age' needs a finite centre, and a finite scale above 0"),
+        ({"age": [0, float("inf")]}, "a finite scale"),
+        ({"age": [float("nan"), 1]}, "a finite centre"),
+    ],
+)
+def test_public_numbers_that_cannot_be(scales: dict[str, list[float]], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Tabular.model_validate({**SPEC, "standardise": scales})
 
 
 def test_a_constant_input_stays_small(tmp_path: Path) -> None:
