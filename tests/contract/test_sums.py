@@ -61,6 +61,7 @@ def test_every_sum_is_the_plain_sum_over_every_channel(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("channel", ["local", "flight"], indirect=True)
 @pytest.mark.parametrize(
     ("combine", "step", "inside"),
     [(each, "seal", False) for each in SEALED] + [(SEALED[0], "unmask", True), (SEALED[2], "agree", True)],
@@ -69,7 +70,8 @@ def test_every_sum_is_the_plain_sum_over_every_channel(
 def test_who_vanishes_before_or_after_the_upload(
     channel: Open, documents: Documents, tmp_path: Path, combine: dict[str, Any], step: str, inside: bool
 ) -> None:
-    """Over every channel as in this process, where a plain sum that loses the silo as early is the same."""
+    """As in this process, where a plain sum that loses the silo as early is the same. Over channels on which all silos
+    are there from the first round on: a quorum does not wait for an actor that is slow to start."""
     job = summed(combine, **QUORUM)
     seen = run(losing(channel, "va", step), job, documents, tmp_path / "this")
     here = run(losing(local, "va", step), job, write_documents(tmp_path / "a"), tmp_path / "here")
