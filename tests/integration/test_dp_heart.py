@@ -180,7 +180,8 @@ def test_data_with_a_budget_take_no_noise_that_repeats(tmp_path: Path) -> None:
     makers = hospitals(tmp_path / "silos")
     path = tmp_path / "silos" / "va.yaml"
     path.write_text(path.read_text().replace("fold}}", "fold}, budget: {epsilon: 50, delta: 1.0e-3}}"))
-    made = short(noise_multiplier=2.0, target_epsilon=None, insecure_test_noise_seed=1)
-    ended = federate(made, makers, tmp_path, limit_s=60)
+    repeating = short(noise_multiplier=2.0, target_epsilon=None, insecure_test_noise_seed=1).model_dump()
+    repeating["task"]["standardise"] = False
+    ended = federate(Job.model_validate(repeating), makers, tmp_path, limit_s=60)
     assert {event.silo for event in ended.of(events.SiloDeclined)} == {"va"}
     assert "noise that repeats" in ended.of(events.SiloDeclined)[0].reason

@@ -17,7 +17,13 @@ RUN: dict[str, Any] = {"run_id": "run", "epoch": 1}
 JOB = Job.model_validate(
     {
         "name": "hearts",
-        "task": {"name": "tabular", "dataset": "heart", "target": "y", "features": ["x"]},
+        "task": {
+            "name": "tabular",
+            "dataset": "heart",
+            "target": "y",
+            "features": ["x"],
+            "standardise": False,
+        },
         "silos": ["a"],
         "rounds": {"total": 5},
         "local": {"steps": 1},

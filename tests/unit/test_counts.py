@@ -49,7 +49,13 @@ def job(**sections: Any) -> Job:
     return Job.model_validate(
         {
             "name": "j",
-            "task": {"name": "tabular", "dataset": "d", "target": "y", "features": ["x"]},
+            "task": {
+                "name": "tabular",
+                "dataset": "d",
+                "target": "y",
+                "features": ["x"],
+                "standardise": False,
+            },
             "silos": ["a", "b"],
             "rounds": {"total": 3},
             "local": {"epochs": 1, "batch_size": BATCH, "optimizer": {"name": "sgd", "lr": 0.1}},
