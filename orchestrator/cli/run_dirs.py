@@ -98,13 +98,15 @@ def ids(runs_dir: Path) -> list[str]:
     return [each.name for each in sorted(found, key=lambda each: (_active(each), each.name))]
 
 
-def find(runs_dir: Path, text: str) -> Path:
-    """The directory of the run that ``text`` names: its id, the start of its id, or ``last``."""
-    return runs_dir / match(text, ids(runs_dir), runs_dir)
+def _without_folder(text: str, runs_dir: Path) -> str:
+    """The id of a run that is named by its directory, as a shell completes it."""
+    place = Path(text)
+    return place.name if place.name != text and place.parent.resolve() == runs_dir.resolve() else text
 
 
 def match(text: str, known: Sequence[str], runs_dir: object, address: str | None = None) -> str:
-    """The one of the ``known`` run ids that ``text`` names; the last of them is the newest."""
+    """The one of the ``known`` run ids that ``text`` names: all of it, its start, or ``last``. The last of them is the
+    newest."""
     more = f" --address {address}" if address else ""
     if not known:
         raise BadInput(
@@ -133,13 +135,13 @@ class Located:
 
 
 def locate(text: str, address: str | None, runs_dir: Folder | None) -> Located:
-    """The run that ``text`` names: on this machine, or with an address on the driver's node. There a run is also known
-    by its driver, wherever its directory lies. Raises BadInput."""
+    """The run that ``text`` names: on this machine, also by its directory, or with an address on the driver's node.
+    There a run is also known by its driver, wherever its directory lies. Raises BadInput."""
     if address is not None:
         return _locate_there(text, address, runs_dir)
     named = runs_dir or HERE
     here = named.look()
-    run_dir = here / match(text, ids(here), named)
+    run_dir = here / match(_without_folder(text, here), ids(here), named)
     return Located(run_dir, named if named.in_store else Folder(str(run_dir.parent)))
 
 

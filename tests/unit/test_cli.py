@@ -431,19 +431,26 @@ def test_a_run_is_named_by_id_the_start_of_it_or_last(tmp_path: Path) -> None:
         (folder / "journal.jsonl").touch()
         os.utime(folder / "journal.jsonl", (1000 + index, 1000 + index))
     (tmp_path / "notes").mkdir()
+
+    def found(text: str) -> Path:
+        return run_dirs.locate(text, None, run_dirs.Folder(str(tmp_path))).run_dir
+
     assert run_dirs.ids(tmp_path) == ["heart-a1", "heart-a2", "heart", "ai4i"]
-    assert run_dirs.find(tmp_path, "last").name == "ai4i"
-    assert run_dirs.find(tmp_path, "heart").name == "heart", "a whole id wins over the start of another"
-    assert run_dirs.find(tmp_path, "ai").name == "ai4i"
+    assert found("last").name == "ai4i"
+    assert found("heart").name == "heart", "a whole id wins over the start of another"
+    assert found("ai").name == "ai4i"
+    assert found(f"{tmp_path}/ai4i/") == tmp_path / "ai4i", "as a shell completes it"
     for text, words in (
         ("heart-", "the start of 2 runs: heart-a1, heart-a2"),
         ("heart-b1", "did you mean 'heart-a1'?"),
         ("zzz", "'siloray list' names them"),
         ("", "no run ''"),
         ("../runs", "no run '../runs'"),
+        (f"{tmp_path}/notes", "no run 'notes'"),
+        (str(tmp_path), "no run '/"),
     ):
         with pytest.raises(BadInput) as caught:
-            run_dirs.find(tmp_path, text)
+            found(text)
         assert words in str(caught.value)
 
 
