@@ -113,6 +113,7 @@ ImageModel = Annotated[
 ]
 
 
+# By the silo's own rows or not at all, or by public numbers; the tag keeps a mistake's line to the one that was meant.
 Scaling = Annotated[
     Annotated[bool, Tag("rows")] | Annotated[dict[str, tuple[float, float]], Tag("public")],
     Discriminator(lambda value: "public" if isinstance(value, Mapping) else "rows"),

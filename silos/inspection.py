@@ -11,6 +11,7 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -236,7 +237,7 @@ def _is_plain(column: Column) -> bool:
     """Whether its values can be looked at as text."""
     try:
         return len(column.text) >= 0
-    except Exception:  # images and other nested values
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # images and other nested values
         return False
 
 

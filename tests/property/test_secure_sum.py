@@ -15,10 +15,6 @@ from tests.support.cohorts import Cohort, ring_vectors
 ORDERS: tuple[Literal["single", "textbook"], ...] = ("single", "textbook")
 
 
-def plain(cohort: Cohort, silos: Any) -> Any:
-    return np.sum([cohort.vectors[silo] for silo in silos], axis=0, dtype=cohort.combine.ring)
-
-
 @given(st.data())
 @settings(max_examples=25, deadline=None)
 def test_equal_to_the_plain_sum(data: st.DataObject) -> None:
@@ -47,7 +43,7 @@ def test_equal_to_the_plain_sum(data: st.DataObject) -> None:
         opened = cohort.open(cohort.header(attempt))
         assert sorted(opened.silos) == sorted(set(cohort.silos) - set(lost))
         assert opened.total.dtype == ring
-        assert np.array_equal(opened.total, plain(cohort, opened.silos))
+        assert np.array_equal(opened.total, cohort.plain(opened.silos))
         assert set(opened.lost) == set(lost)
 
 
@@ -67,7 +63,7 @@ def test_the_largest_cohorts(num: int, lost: int, order: Any, mode: Any) -> None
     cohort.lost = {"seal": cohort.silos[: lost // 2], "gather": cohort.silos[lost // 2 : lost]}
     opened = cohort.open(cohort.header())
     assert sorted(opened.silos) == cohort.silos[lost:]
-    assert np.array_equal(opened.total, plain(cohort, opened.silos))
+    assert np.array_equal(opened.total, cohort.plain(opened.silos))
 
 
 def test_both_orders_give_the_same_bits() -> None:
@@ -128,7 +124,7 @@ def test_wrong_shares_of_one_silo_do_not_spoil_the_sum(liar: str, at: int) -> No
         SecureSum(mode="active"), ring_vectors(8, 20, "uint32", 8), lost={"seal": ["s07"]}, spoilt=spoilt
     )
     cohort.set_up()
-    assert np.array_equal(cohort.open(cohort.header()).total, plain(cohort, cohort.silos[:7]))
+    assert np.array_equal(cohort.open(cohort.header()).total, cohort.plain(cohort.silos[:7]))
     cohort.lost["unmask"] = ["s06"]  # now every share is needed
     cohort.set_up(2)
     with pytest.raises(SumFailed, match="its keys do not follow from their shares"):
@@ -153,4 +149,4 @@ def test_a_silo_that_tells_nonsense_is_left_out(told: Any) -> None:
 
     cohort = Cohort(SecureSum(), ring_vectors(5, 20, "uint32", 5), spoilt=spoilt)
     cohort.set_up()
-    assert np.array_equal(cohort.open(cohort.header()).total, plain(cohort, cohort.silos))
+    assert np.array_equal(cohort.open(cohort.header()).total, cohort.plain(cohort.silos))

@@ -68,6 +68,10 @@ class Cohort:
         self.packets: dict[tuple[bytes, str, str], Any] = {}
         self.steps: list[str] = []
 
+    def plain(self, silos: Collection[str]) -> Any:
+        """What the sum of these must be."""
+        return np.sum([self.vectors[silo] for silo in silos], axis=0, dtype=self.combine.ring)
+
     def restart(self, silo: str) -> None:
         """The silo's process starts anew."""
         rules = Rules(least=self.least)

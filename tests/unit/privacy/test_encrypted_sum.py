@@ -29,10 +29,6 @@ def cohort_of(num: int = 5, size: int = 60, ring: str = "uint32", **combine: Any
     return made
 
 
-def plain(cohort: Cohort, silos: Any) -> Any:
-    return np.sum([cohort.vectors[silo] for silo in silos], axis=0, dtype=cohort.combine.ring)
-
-
 # what comes out
 
 
@@ -60,7 +56,7 @@ def test_equal_to_the_plain_sum(data: st.DataObject) -> None:
             memory.opened.clear()  # of other updates, as it were
         opened = cohort.open(cohort.header(attempt))
         assert sorted(opened.silos) == there and set(opened.lost) == set(lost)
-        assert opened.total.dtype == ring and np.array_equal(opened.total, plain(cohort, there))
+        assert opened.total.dtype == ring and np.array_equal(opened.total, cohort.plain(there))
 
 
 @pytest.mark.parametrize("levels", [1, 255])
@@ -81,7 +77,7 @@ def test_many_chunks_are_spread_over_the_silos(levels: int, monkeypatch: pytest.
 
     cohort.ask = spy  # type: ignore[method-assign]
     opened = cohort.open(cohort.header())
-    assert np.array_equal(opened.total, plain(cohort, cohort.silos))
+    assert np.array_equal(opened.total, cohort.plain(cohort.silos))
     chunks = 6 if levels > 1 else 3
     assert {first for _, first in asked} == set(range(chunks)) and len({silo for silo, _ in asked}) >= 3
 
@@ -163,7 +159,7 @@ def test_the_honest_way_is_open(cohort: Cohort) -> None:
     """Else the refusals below would say nothing."""
     mine = Sum(cohort)
     found = mine.decrypt("s02", mine.total(), mine.agree())
-    assert np.array_equal(found, plain(cohort, cohort.silos))
+    assert np.array_equal(found, cohort.plain(cohort.silos))
 
 
 def lies(mine: Sum) -> Iterator[Any]:
@@ -319,7 +315,7 @@ def test_a_process_that_starts_anew_opens_nothing_old(cohort: Cohort) -> None:
     cohort.set_up(2)
     for memory in cohort.memories.values():
         memory.opened.clear()
-    assert np.array_equal(cohort.open(cohort.header(2, setup=2)).total, plain(cohort, cohort.silos))
+    assert np.array_equal(cohort.open(cohort.header(2, setup=2)).total, cohort.plain(cohort.silos))
 
 
 # the key
@@ -337,7 +333,7 @@ def test_a_driver_that_starts_anew_counts_its_set_ups_from_one(cohort: Cohort) -
     for memory in cohort.memories.values():
         memory.opened.clear()
     opened = cohort.open(cohort.header(2))
-    assert np.array_equal(opened.total, plain(cohort, cohort.silos))
+    assert np.array_equal(opened.total, cohort.plain(cohort.silos))
 
 
 class Wire(Cohort):
@@ -366,7 +362,7 @@ def bytes_in(fields: Any) -> Iterator[bytes]:
 def test_the_driver_never_has_the_key() -> None:
     wire = Wire(EncryptedSum(value_bits=12), ring_vectors(4, 60, "uint32", 1))
     wire.set_up()
-    assert np.array_equal(wire.open(wire.header()).total, plain(wire, wire.silos))
+    assert np.array_equal(wire.open(wire.header()).total, wire.plain(wire.silos))
     keys = [half._keys[1] for half in wire.halves.values()]
     assert len({each.key.dumped()[-60_000:] for each in keys}) == 1 == len({each.secret for each in keys})
     private = [keys[0].secret, *(keys[0].key.dumped()[at : at + 32] for at in range(200, 131_000, 1_000))]
@@ -427,7 +423,7 @@ def test_a_set_up_goes_on_without_those_who_are_lost() -> None:
         cohort.lost = {}
         left = [silo for silo in cohort.silos if silo != gone]
         opened = cohort.open(cohort.header(number, left, setup=number, version=4 + number, epoch=number))
-        assert np.array_equal(opened.total, plain(cohort, left))
+        assert np.array_equal(opened.total, cohort.plain(left))
         for memory in cohort.memories.values():
             memory.opened.clear()
     cohort.lost = {"make_key": ["s00"]}

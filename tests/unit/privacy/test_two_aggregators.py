@@ -29,10 +29,6 @@ def cohort_of(num: int = 5, size: int = 60, ring: str = "uint32", second: str = 
     return made
 
 
-def plain(cohort: Cohort, silos: Any) -> Any:
-    return np.sum([cohort.vectors[silo] for silo in silos], axis=0, dtype=cohort.combine.ring)
-
-
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_equal_to_the_plain_sum(data: st.DataObject) -> None:
@@ -55,7 +51,7 @@ def test_equal_to_the_plain_sum(data: st.DataObject) -> None:
         opened = cohort.open(cohort.header(attempt, members))
         there = [silo for silo in members if silo not in lost]
         assert sorted(opened.silos) == there and set(opened.lost) == set(lost)
-        assert opened.total.dtype == ring and np.array_equal(opened.total, plain(cohort, there))
+        assert opened.total.dtype == ring and np.array_equal(opened.total, cohort.plain(there))
 
 
 @pytest.mark.parametrize("at", ["reveal", "masks"])
@@ -108,7 +104,7 @@ def cohort() -> Cohort:
 def test_the_honest_way_is_open(cohort: Cohort) -> None:
     mine = Sum(cohort)
     masked = np.sum([mine.masked(silo) for silo in cohort.silos], axis=0, dtype=np.uint32)
-    assert np.array_equal(masked - mine.reveal(), plain(cohort, cohort.silos))
+    assert np.array_equal(masked - mine.reveal(), cohort.plain(cohort.silos))
 
 
 @pytest.mark.parametrize(
