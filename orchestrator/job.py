@@ -208,6 +208,11 @@ class Job(_Spec, frozen=True):
     def policy(self) -> RoundPolicy:
         return self.rounds.policy(max(1, len(self.training)), self.needed_silos)
 
+    @cached_property
+    def loosest_policy(self) -> RoundPolicy:
+        """The numbers of rounds that wait least, whatever mode ``auto`` comes to."""
+        return self.rounds.relaxed(self.policy) if self.rounds.mode == "auto" else self.policy
+
     @property
     def needed_silos(self) -> frozenset[str]:
         """Without whom no round closes: those that the job requires, and those whom its sums cannot do without."""
@@ -227,7 +232,7 @@ class Job(_Spec, frozen=True):
     @property
     def max_in_sum(self) -> int:
         """Most updates in one sum: where updates may be late, a silo's last one and the one before may be in it."""
-        return self.policy.cohort_size * (2 if self.policy.most_stale else 1)
+        return self.policy.cohort_size * (2 if self.loosest_policy.most_stale else 1)
 
     @property
     def noise(self) -> Gaussian | None:

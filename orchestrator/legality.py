@@ -214,7 +214,7 @@ def warnings(job: "Job") -> Iterator[str]:
     if isinstance(server, Sgd) and server.nesterov and server.delay == 1 and job.policy.max_staleness > 0:
         yield (
             "Nesterov momentum on the driver overshoots where rounds.max_staleness > 0 (arXiv 2401.09135): give "
-            f"server.delay, {max(2, len(job.silos) // job.policy.buffer_size)} or so"
+            f"server.delay, {max(2, len(job.silos) // job.loosest_policy.buffer_size)} or so"
         )
     if isinstance(job.strategy, FedMA) and job.alters_updates:
         yield "FedMA's share of units that stayed is a public number outside the privacy step"
@@ -228,7 +228,7 @@ def _of_feddyn(job: "Job") -> Iterator[str]:
         return
     if job.policy.max_staleness > 0:
         yield "FedDyn is not known to converge where rounds.max_staleness > 0: the silos' memories are of older models"
-    if job.policy.buffer_size < len(job.silos) and job.combine.weights != "uniform":
+    if job.loosest_policy.buffer_size < len(job.silos) and job.combine.weights != "uniform":
         yield (
             "FedDyn's memory on the driver is the mean of the silos' only where all of them are in every round, or "
             "with combine.weights: uniform"

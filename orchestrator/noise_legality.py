@@ -54,7 +54,7 @@ def _bounded(job: "Job", noise: Gaussian) -> Iterator[str]:
         )
     if noise.where == "silos" and job.combine.weights != "uniform":
         yield "privacy: each silo's part of the noise is for uniform weights; give combine.weights: uniform"
-    if noise.where == "silos" and job.policy.most_stale:
+    if noise.where == "silos" and job.loosest_policy.most_stale:
         yield (
             "privacy: where silos add the noise, one with two updates in an average would have too little for both; "
             "give rounds.max_staleness: 0, or where: driver"
@@ -122,7 +122,7 @@ def warnings(job: "Job") -> Iterator[str]:
     noise = job.noise
     if noise is None:
         return
-    num_silos, multiplier = job.policy.buffer_size, job.facts.noise_multiplier
+    num_silos, multiplier = job.loosest_policy.buffer_size, job.facts.noise_multiplier
     if num_silos < FEW:
         yield (
             f"privacy: gaussian hides a whole silo among {num_silos}: every number of the average gets noise of "

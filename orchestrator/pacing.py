@@ -107,7 +107,7 @@ class Paces:
     def policy(self) -> RoundPolicy:
         """The numbers of the next round."""
         chosen = self.choice is not None and self.choice.mode == "semi_sync"
-        return self.job.rounds.relaxed(self.job.policy) if chosen else self.job.policy
+        return self.job.loosest_policy if chosen else self.job.policy
 
     def steps(self, silo: SiloId) -> int | None:
         """Steps to ask the silo for; None: as the job says."""

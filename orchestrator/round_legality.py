@@ -24,7 +24,7 @@ def refusals(job: "Job") -> Iterator[str]:
             "strategy: fedasync mixes in one local model at a time: give rounds.mode: fedasync (a buffer of 1, no "
             "grace), or buffer updates with strategy fedavg"
         )
-    if job.rounds.mode == "auto" and len(job.needed_silos) > job.rounds.relaxed(job.policy).buffer_size:
+    if job.rounds.mode == "auto" and len(job.needed_silos) > job.loosest_policy.buffer_size:
         yield (
             f"rounds.mode: auto may come to rounds of fewer updates than the {len(job.needed_silos)} required "
             "silos: give a larger rounds.buffer"
@@ -52,7 +52,7 @@ def _of_steps(job: "Job") -> Iterator[str]:
 
 
 def _of_lateness(job: "Job") -> Iterator[str]:
-    late = _most_stale(job)
+    late = job.loosest_policy.most_stale
     if isinstance(job.strategy, Scaffold) and late > 1:
         yield (
             f"strategy: SCAFFOLD's control variates go stale with the model, and updates may be {late} versions late "
@@ -86,16 +86,10 @@ def _of_weights(job: "Job") -> Iterator[str]:
         )
 
 
-def _most_stale(job: "Job") -> int:
-    """Versions that an update may be late, whatever the mode comes to."""
-    auto = job.rounds.mode == "auto"
-    return (job.rounds.relaxed(job.policy) if auto else job.policy).most_stale
-
-
 def warnings(job: "Job") -> Iterator[str]:
     """What is legal but probably not meant."""
     rounds, policy = job.rounds, job.policy
-    late = _most_stale(job)
+    late = job.loosest_policy.most_stale
     if isinstance(job.strategy, Scaffold) and late > 0:
         yield "SCAFFOLD's control variates refer to an older model when rounds.max_staleness > 0"
     if rounds.rate_correction and policy.buffer_size == policy.cohort_size == len(job.training):

@@ -132,10 +132,8 @@ def trained_or_refused(choice: Choice) -> str:
     with scratch() as folder:
         ended = run_quadratic(job, made, folder)
         assert not double_counts(journal(folder)), choice
-    assert ended.outcome.status == "done" and not {code for _, _, code in ended.refusals} - {
-        "stale",
-        "late",
-    }, choice
+    assert ended.outcome.status == "done", (choice, ended.outcome.reason)
+    assert not {code for _, _, code in ended.refusals} - {"stale", "late"}, (choice, ended.refusals)
     optimum = made["s0"].b
     unsettled = any("FedDyn" in warning for warning in warnings(job))
     assert unsettled or np.linalg.norm(ended.params - optimum) < 0.98 * np.linalg.norm(optimum), choice

@@ -80,7 +80,7 @@ class Arrivals:
             if self.machine.due(online, self.now):
                 self._close()
                 relaxed = self.paces.choice is not None and self.paces.choice.mode == "semi_sync"
-                self.machine.policy = self.job.rounds.relaxed(self.job.policy) if relaxed else self.job.policy
+                self.machine.policy = self.job.loosest_policy if relaxed else self.job.policy
                 self.machine.open(online, self.now)
                 continue
             moment = self.machine.next_moment(self.now)

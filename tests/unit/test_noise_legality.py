@@ -55,6 +55,10 @@ def refusal(**sections: Any) -> str:
             "two updates in an average would have too",
         ),
         (
+            {"privacy": [CLIP, BY_SILOS], "rounds": {"mode": "auto"}, "strategy": {"name": "scaffold"}},
+            "two updates in an average would have too",
+        ),
+        (
             {"privacy": [ADAPTIVE, NOISE]},
             "say how much of it the number of clipped updates takes; above half of",
         ),
