@@ -57,7 +57,7 @@ def ours(vectors: np.ndarray, silos: int, value_bits: int | None) -> tuple[Clock
         packets.append(sealed(ring, lanes, key, mac, str(number), per_silo))
         rings.append(ring)
     with per_silo.step("add"):
-        total = combine.add(packets, None)
+        total = combine.add(packets)
     names, size, opened = frozenset(map(str, range(len(vectors)))), rings[0].size, []
     for chunk, row in enumerate(total.reshape(-1, SUM_CHUNK_BYTES)):
         with clock.step("decrypt"):

@@ -144,7 +144,7 @@ def driver(silos: Silos, point: FixedPoint, vectors: list[Any]) -> tuple[float, 
 
             def add(rows: list[Any] = rows, total: Any = total) -> None:
                 for start, stop in blocks(total.size, BLOCK):
-                    total[start:stop] = silos.combine.add([row[start:stop] for row in rows], None)
+                    total[start:stop] = silos.combine.add([row[start:stop] for row in rows])
 
             adding = least(3, add)
             packets.clear()

@@ -98,16 +98,18 @@ async def _evaluate_last(attempt: Attempt, sums: SealedSums | None) -> None:
 async def _together(
     attempt: Attempt, sums: SealedSums | None, evaluated: Mapping[SiloId, Evaluated], version: int
 ) -> MetricSums:
-    """What silos tell in a sum only; nothing where that cannot be opened."""
+    """What silos tell in a sum only; nothing where that cannot be opened without those who do not do their part."""
     bring = {silo: reply for silo, reply in evaluated.items() if reply.summed}
-    if sums is None or len(bring) < max(sums.combine.least, attempt.job.policy.min_silos):
-        return {}
-    try:
-        return await sums.metrics(bring, version)
-    except SumFailed as failed:
-        for silo, why in failed.why.items():
-            attempt.emit(events.SiloDown(silo=silo, version=version, why=f"not evaluated: {why}"))
-        return {}
+    while sums is not None and len(bring) >= max(sums.combine.least, attempt.job.policy.min_silos):
+        try:
+            return await sums.metrics(bring, version)
+        except SumFailed as failed:
+            for silo, why in failed.why.items():
+                attempt.emit(events.SiloDown(silo=silo, version=version, why=f"not evaluated: {why}"))
+            if failed.bound or not failed.why.keys() & bring.keys():
+                return {}
+            bring = {silo: reply for silo, reply in bring.items() if silo not in failed.why}
+    return {}
 
 
 async def _evaluate(attempt: Attempt, silo: SiloId, published: object) -> Evaluated | None:

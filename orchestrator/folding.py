@@ -86,44 +86,50 @@ class Folding:
         """What came of a sum that nobody can look into; who was lost on the way is not in it. Raises `SumFailed`."""
         model = self.attempt.model
         summed = await sums.fold(updates, self._cohort(updates), model.room(sum(model.layout.values())))
-        for silo, why in sums.lost.items():
+        for silo, why in sums.steps.lost.items():
             self.attempt.lost(silo, self.rounds.version, why)
         self._hear_refusals(sums)
         return Folded(summed.updates, self._cohort(summed.updates), summed.combined)
 
     def _hear_refusals(self, sums: SealedSums) -> None:
-        for silo, refusal in sums.refused.items():
+        for silo, refusal in sums.steps.refused.items():
             self.attempt.unfit(silo, self.rounds.version, refusal.code, refusal.reason)
 
     def _give_back_after(self, failed: SumFailed, updates: Sequence[Update]) -> None:
         """The sum was not opened: the updates of silos that did their part may be summed anew."""
         assert self._sums is not None
-        if any(each.code == "bound" for each in self._sums.refused.values()) and self._drawn_anew(updates):
+        steps = self._sums.steps
+        unfit = failed.why.keys() - steps.lost.keys()
+        again = any(each.code == "bound" for each in steps.refused.values())
+        if (again or failed.bound & unfit) and self._drawn_anew(failed, updates):
             return
         if failed.bound:
             required = self.rounds.policy.required | failed.bound
             self.rounds.policy = self.rounds.policy.model_copy(update={"required": required})
         self.rounds.give_back([each for each in updates if each.silo not in failed.why])
         for update in updates:
-            if update.silo in self._sums.lost:
-                self._perished(update, self._sums.lost[update.silo])
-            elif update.silo in failed.why and update.silo not in self._sums.refused:
+            if update.silo in steps.lost:
+                self._perished(update, steps.lost[update.silo])
+            elif update.silo in unfit and update.silo not in steps.refused:
                 self.attempt.unfit(update.silo, update.version, "sum", failed.why[update.silo])
         self._hear_refusals(self._sums)
 
-    def _drawn_anew(self, updates: Sequence[Update]) -> bool:
-        """An update that was opened before, in a sum that this run has not kept, is summed with the same silos only.
-        All train once more, on other batches, and sum that; False where it was tried often enough."""
+    def _drawn_anew(self, failed: SumFailed, updates: Sequence[Update]) -> bool:
+        """An update that was opened before, in a sum that this run has not kept or cannot have again, is summed with
+        the same silos only. All train once more, on other batches, and sum that; False where it was tried often
+        enough."""
         assert self._sums is not None
-        draws, refused, lost = self.attempt.draws, self._sums.refused, self._sums.lost
+        draws, steps = self.attempt.draws, self._sums.steps
         if max(draws[update.silo, update.version] for update in updates) >= MOST_DRAWS:
             return False
         for update in updates:
-            refusal = refused.get(update.silo)
-            if update.silo in lost:
-                self._perished(update, lost[update.silo])
+            refusal = steps.refused.get(update.silo)
+            if update.silo in steps.lost:
+                self._perished(update, steps.lost[update.silo])
             elif refusal is not None and refusal.code != "bound":
                 self.attempt.unfit(update.silo, update.version, refusal.code, refusal.reason)
+            elif refusal is None and update.silo in failed.why:
+                self.attempt.unfit(update.silo, update.version, "sum", failed.why[update.silo])
             else:
                 self.rounds.spoilt(update)
                 draws[update.silo, update.version] += 1

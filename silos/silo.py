@@ -82,7 +82,7 @@ class Silo:
         except Cancelled as ended:
             reply = self._refused(ended.code, ended.reason)
         except SumRefused as refused:
-            reply = self._refused(refused.code, str(refused))
+            reply = self._refused(refused.code, str(refused), refused.of)
         except BadInput as error:
             reply = self._refused("data", self.site.guard.told(request.run_id, error))
         except Exception as error:  # in the task's own code, as a rule
@@ -238,5 +238,5 @@ class Silo:
             marks=signs.marks,
         )
 
-    def _refused(self, code: Any, reason: str) -> Refused:
-        return Refused(silo=self.name, code=code, reason=reason)
+    def _refused(self, code: Any, reason: str, of: str = "") -> Refused:
+        return Refused(silo=self.name, code=code, reason=reason, of=of)

@@ -403,6 +403,8 @@ class Refused:
     code: Literal["policy", "data", "fenced", "unknown", "cancelled", "job", "busy", "failed", "bound"]
     """``bound``: the update was opened in another sum; one of another draw may be summed."""
     reason: str
+    of: SiloId = ""
+    """In a sum: the silo because of whose part in it."""
 
 
 Work = Train | Evaluate | Assess | Attack

@@ -142,14 +142,14 @@ class EncryptedSilo:
         maker, about = fields.get("maker"), self._about(number)
         if not isinstance(maker, str) or maker not in exchange.roots:
             raise SumRefused(f"no keys were exchanged with {maker}, which is said to have made one")
-        box, covered = as_bytes(fields.get("box")), as_bytes(fields.get("key"))
         try:
+            box, covered = as_bytes(fields.get("box")), as_bytes(fields.get("key"))
             content = unboxed(exchange.roots[maker], about, maker, self.name, box)
             saved = ChaCha20Poly1305(content[:KEY_BYTES]).decrypt(bytes(12), covered, about)
             key = SecretKey(self.terms.parameters(), saved)
-        except (BadKeys, InvalidTag, ValueError):
+        except (BadKeys, InvalidTag, SumRefused, ValueError):
             raise SumRefused(
-                f"the key from {maker} was altered on its way, or belongs to another set-up"
+                f"the key from {maker} was altered on its way, or belongs to another set-up", maker
             ) from None
         self._remember(number, _Keys(key, content[KEY_BYTES:]))
         return {}

@@ -47,19 +47,16 @@ class EncryptedSum(EncryptedTerms, frozen=True):
     def set_up(self, silos: Sequence[SiloId], number: int) -> Flow:
         took_part = yield from exchange_keys(silos, number)
         if not took_part:
-            return ()
+            return
         maker, *others = sorted(took_part)
         made: Answers = yield Questions("make_key", {maker: {"setup": number}})
         boxes = made.fields.get(maker, {}).get("boxes")
         if not isinstance(boxes, dict):
             raise SumFailed(made.lost or {maker: "made no key"})
         box = {"setup": number, "maker": maker, "key": made.fields[maker].get("key")}
-        took: Answers = yield Questions(
-            "take_key", {silo: {**box, "box": boxes.get(silo)} for silo in others}
-        )
-        return maker, *took.fields
+        yield Questions("take_key", {silo: {**box, "box": boxes.get(silo)} for silo in others})
 
-    def open(self, header: SumHeader, context: Any) -> Flow:
+    def open(self, header: SumHeader) -> Flow:
         common = {"header": header.fields()}
         sealed: Answers = yield Questions("seal", {silo: common for silo in header.silos})
         gathered: Answers = yield Gather(list(sealed.fields))

@@ -75,7 +75,7 @@ class EncryptedTerms(RingSum, frozen=True):
     def packet_bytes(self, length: int, point: FixedPoint) -> int:
         return CHUNK_BYTES * self.lanes_of(point.value_bits, point.max_updates).num_chunks(length)
 
-    def add(self, rows: Sequence[Any], context: Any) -> Any:
+    def add(self, rows: Sequence[Any]) -> Any:
         """Chunk by chunk; the sum's chunks are longer than those of a packet."""
         parameters, chunks = self.parameters(), len(rows[0]) // CHUNK_BYTES
         cut = [row.reshape(chunks, CHUNK_BYTES) for row in rows]

@@ -91,11 +91,16 @@ class KeyExchanges:
         exchange = self._exchanges.get(number)
         if exchange is None or not isinstance(given, Mapping):
             raise SumRefused(f"keys of others for set-up {number}, for which this silo made none")
-        keys = {silo: self._checked(number, silo, fields) for silo, fields in given.items()}
+        keys = dict[SiloId, bytes]()
+        for silo, fields in given.items():
+            try:
+                keys[silo] = self._checked(number, silo, fields)
+            except SumRefused as error:
+                raise SumRefused(str(error), silo) from None
         try:
             roots = exchange.own.roots(self.identity.name, keys)
         except BadKeys as error:
-            raise SumRefused(str(error)) from None
+            raise SumRefused(str(error), error.of) from None
         if exchange.roots and exchange.roots != roots:
             raise SumRefused(f"other keys for set-up {number} than before: a new set-up needs a new number")
         exchange.roots = roots

@@ -19,6 +19,11 @@ KEY_BYTES = 32
 class BadKeys(ValueError):
     """Keys or a box that no honest party would send."""
 
+    def __init__(self, reason: str, of: str = "") -> None:
+        """``of``: whose they are."""
+        super().__init__(reason)
+        self.of = of
+
 
 class OwnKey:
     """A silo's key for one run. It lives in memory only: a process that starts anew cannot read old boxes."""
@@ -35,15 +40,17 @@ class OwnKey:
         """
         if keys.get(own) != self.public:
             raise BadKeys(f"the key said to be that of {own} is not the one that it made")
-        if len(set(keys.values())) != len(keys):
-            raise BadKeys("two silos are said to have the same key")
+        owner = {self.public: own}
+        for peer in sorted(keys.keys() - {own}):
+            if owner.setdefault(keys[peer], peer) != peer:
+                raise BadKeys(f"{peer} is said to have the key of {owner[keys[peer]]}", peer)
         return {peer: self._root(peer, key) for peer, key in keys.items() if peer != own}
 
     def _root(self, peer: str, key: bytes) -> bytes:
         try:
             shared = self._private.exchange(X25519PublicKey.from_public_bytes(key))
         except ValueError as error:  # of another length, or of small order: RFC 7748, section 6.1
-            raise BadKeys(f"the key of {peer} is no usable X25519 key") from error
+            raise BadKeys(f"the key of {peer} is no usable X25519 key", peer) from error
         both = b"".join(sorted((self.public, key)))
         return HKDF(hashes.SHA256(), KEY_BYTES, None, b"siloray pair" + both).derive(shared)
 
@@ -63,7 +70,9 @@ def unboxed(root: bytes, tag: bytes, sender: str, receiver: str, box: bytes) -> 
     try:
         return _cipher(root, tag, sender, receiver).decrypt(bytes(12), box, _bound(tag, sender, receiver))
     except InvalidTag as error:
-        raise BadKeys(f"the box from {sender} was altered on its way, or belongs to another sum") from error
+        raise BadKeys(
+            f"the box from {sender} was altered on its way, or belongs to another sum", sender
+        ) from error
 
 
 def _cipher(root: bytes, tag: bytes, sender: str, receiver: str) -> ChaCha20Poly1305:

@@ -169,8 +169,8 @@ class RingSum(BaseModel, frozen=True, extra="forbid", json_schema_extra={"requir
         """Of a packet of so many coordinates."""
         return np.dtype(self.dtype).itemsize * length
 
-    def add(self, rows: Sequence[Any], context: Any) -> Any:
-        """The sum of the same block of all packets. ``context``: what `set_up` gave. Raises `UnfitPacket`."""
+    def add(self, rows: Sequence[Any]) -> Any:
+        """The sum of the same block of all packets. Raises `UnfitPacket`."""
         total = np.empty_like(rows[0])
         for low, high in blocks(total.size, CACHED):
             piece = total[low:high]
@@ -185,11 +185,10 @@ class RingSum(BaseModel, frozen=True, extra="forbid", json_schema_extra={"requir
         """Before a run, on the driver and at every silo: raises `BadInput` where something is missing there."""
 
     def set_up(self, silos: Sequence[SiloId], number: int) -> Flow:
-        """Done once for these silos; gives what `open` needs of it, and None where it needs nothing."""
-        return None
-        yield
+        """Done once for these silos, where sums need keys. Raises `SumFailed`."""
+        yield from ()
 
-    def open(self, header: SumHeader, context: Any) -> Flow:
+    def open(self, header: SumHeader) -> Flow:
         """From the fixed cohort to the sum of its ring vectors (`Opened`). Raises `SumFailed`."""
         raise NotImplementedError
 
@@ -205,7 +204,7 @@ class FixedPointSum(RingSum, frozen=True):
     name: Literal["fixed_point_sum"] = "fixed_point_sum"
     protects: ClassVar[bool] = False
 
-    def open(self, header: SumHeader, context: Any) -> Flow:
+    def open(self, header: SumHeader) -> Flow:
         asked = Questions("seal", {silo: {"header": header.fields()} for silo in header.silos})
         answers: Answers = yield asked
         gathered: Answers = yield Gather(list(answers.fields))

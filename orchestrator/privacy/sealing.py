@@ -36,6 +36,11 @@ class SumRefused(Exception):
 
     code: Literal["policy", "bound"] = "policy"
 
+    def __init__(self, reason: str, of: SiloId = "") -> None:
+        """``of``: the silo because of whose part."""
+        super().__init__(reason)
+        self.of = of
+
 
 class SumBound(SumRefused):
     """One of the updates was opened in another sum."""

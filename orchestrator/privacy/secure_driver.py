@@ -1,6 +1,7 @@
 """The driver's half of a secure sum: from the fixed cohort to the sum of those whose vectors arrived."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from orchestrator.core.messages import SiloId
 from orchestrator.privacy.masking import Mask, add_masks
@@ -37,17 +38,19 @@ def open_sum(terms: SecureTerms, header: SumHeader) -> Flow:
     among = list(header.silos)
     if terms.order == "textbook":
         shared = yield _questions("shares", header, {silo: {} for silo in among})
+        lost.update(_boxless(shared, among))
         among = rest(shared, among)
         boxes = _delivered(shared, among)
         sealed: Answers = yield _questions("seal", header, {silo: {"boxes": boxes[silo]} for silo in among})
     else:
         shared = sealed = yield _questions("seal", header, {silo: {} for silo in among})
+        lost.update(_boxless(shared, among))
     gathered: Answers = yield Gather(rest(sealed, among))
     survivors = rest(gathered, among)
 
+    delivered = _delivered(shared, survivors)
     fields: dict[SiloId, Fields] = {
-        silo: {"survivors": survivors, "boxes": boxes}
-        for silo, boxes in _delivered(shared, survivors).items()
+        silo: {"survivors": survivors, "boxes": boxes} for silo, boxes in delivered.items()
     }
     if terms.mode == "active":
         agreed: Answers = yield _questions(
@@ -69,17 +72,20 @@ def _questions(step: str, header: SumHeader, fields: Mapping[SiloId, Fields]) ->
     return Questions(step, {silo: common | each for silo, each in fields.items()})
 
 
+def _boxless(shared: Answers, members: Sequence[SiloId]) -> dict[SiloId, str]:
+    """Silos that sent no box for each of the others: as good as lost."""
+    boxes = {silo: fields.get("boxes") for silo, fields in shared.fields.items()}
+    return {
+        silo: "sent no box for each of the others"
+        for silo, sent in boxes.items()
+        if not isinstance(sent, Mapping) or not set(members) - {silo} <= sent.keys()
+    }
+
+
 def _delivered(shared: Answers, silos: Sequence[SiloId]) -> dict[SiloId, Fields]:
     """For each of these silos, the boxes that the others of them have for it."""
-    sent = {sender: shared.fields[sender].get("boxes") for sender in silos}
-    return {
-        silo: {
-            sender: boxes.get(silo)
-            for sender, boxes in sent.items()
-            if sender != silo and isinstance(boxes, Mapping)
-        }
-        for silo in silos
-    }
+    sent: dict[SiloId, Any] = {sender: shared.fields[sender]["boxes"] for sender in silos}
+    return {silo: {sender: boxes[silo] for sender, boxes in sent.items() if sender != silo} for silo in silos}
 
 
 class Recovered:

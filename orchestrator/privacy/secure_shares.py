@@ -53,8 +53,8 @@ class Secrets:
     def _opened(self, sender: SiloId, box: object) -> list[int]:
         try:
             content = unboxed(self.exchange.roots[sender], self.tag, sender, self.silo, as_bytes(box))
-        except BadKeys as error:
-            raise SumRefused(str(error)) from None
+        except (BadKeys, SumRefused) as error:
+            raise SumRefused(str(error), sender) from None
         if len(content) != SHARE_BYTES * len(self.members):
-            raise SumRefused(f"{sender} sent another number of shares than there are members")
+            raise SumRefused(f"{sender} sent another number of shares than there are members", sender)
         return unpacked(content)

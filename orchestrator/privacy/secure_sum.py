@@ -1,7 +1,6 @@
 """The section ``combine: {name: secure_sum}``: a sum that nobody can look into (`docs/secure_sum.md`)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from orchestrator.core.messages import SiloId
 from orchestrator.privacy.key_exchange import exchange_keys
@@ -21,9 +20,9 @@ class SecureSum(SecureTerms, frozen=True):
     """
 
     def set_up(self, silos: Sequence[SiloId], number: int) -> Flow:
-        return (yield from exchange_keys(silos, number))
+        yield from exchange_keys(silos, number)
 
-    def open(self, header: SumHeader, context: Any) -> Flow:
+    def open(self, header: SumHeader) -> Flow:
         return (yield from open_sum(self, header))
 
     def half(self, identity: Identity, memory: Memory, rules: Rules, run_id: str) -> SiloHalf:

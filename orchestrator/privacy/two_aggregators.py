@@ -11,7 +11,7 @@ is in it, and remembers every update that it helped to open.
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -68,9 +68,9 @@ class TwoAggregatorSum(RingSum, frozen=True):
         return frozenset({self.second})
 
     def set_up(self, silos: Sequence[SiloId], number: int) -> Flow:
-        return (yield from exchange_keys(silos, number))
+        yield from exchange_keys(silos, number)
 
-    def open(self, header: SumHeader, context: Any) -> Flow:
+    def open(self, header: SumHeader) -> Flow:
         common = {"header": header.fields()}
         sealed: Answers = yield Questions("seal", {silo: common for silo in header.silos})
         gathered: Answers = yield Gather(list(sealed.fields))
@@ -192,13 +192,13 @@ class TwoAggregatorSilo:
                     "this sum was opened, or its own vector never sealed, at the second aggregator"
                 )
             return seed, self.memory.marks(tag)
-        box = as_bytes(boxes.get(silo) if isinstance(boxes, Mapping) else None)
         try:
+            box = as_bytes(boxes.get(silo) if isinstance(boxes, Mapping) else None)
             content = unboxed(exchange.roots[silo], tag, silo, self.name, box)
-        except BadKeys as error:
-            raise SumRefused(str(error)) from None
+        except (BadKeys, SumRefused) as error:
+            raise SumRefused(str(error), silo) from None
         if len(content) < KEY_BYTES:
-            raise SumRefused(f"{silo} sent no seed")
+            raise SumRefused(f"{silo} sent no seed", silo)
         return content[:KEY_BYTES], content[KEY_BYTES:].decode(errors="replace").split()
 
 

@@ -44,7 +44,7 @@ def test_one_silos_ciphertext_is_not_decrypted(encrypted: Hospitals) -> None:
     consents = {silo: encrypted.told(silo, "agree", header, survivors=names)["consent"] for silo in names}
 
     def decrypt(rows: list[Any]) -> Fields:
-        chunks = as_text(combine.add(rows, None).tobytes())
+        chunks = as_text(combine.add(rows).tobytes())
         return {"consents": consents, "first": 0, "chunks": chunks}
 
     for silo, rows in (

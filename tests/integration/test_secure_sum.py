@@ -251,7 +251,7 @@ def boxes(sealed: dict[str, Fields], silo: str, among: Any) -> Fields:
 def test_the_hospitals_open_an_honest_sum(hospitals: Hospitals) -> None:
     """The protocol by hand, so that what is refused below is refused for its own reason."""
     header, flow, answers = hospitals.header(), None, None
-    flow = hospitals.job.combine.open(header, ("all",))  # type: ignore[union-attr]
+    flow = hospitals.job.combine.open(header)  # type: ignore[union-attr]
     while True:
         try:
             step = next(flow) if answers is None else flow.send(answers)

@@ -12,10 +12,9 @@ from orchestrator.core.events import UpdateRefused
 from orchestrator.core.messages import MOST_DRAWS, Refused, Train, Update
 from orchestrator.job import Job
 from orchestrator.transport.local import Handles, LocalChannel
-from silos.site import Order, Trained
 from tests.support.asked_sums import AskedSums
 from tests.support.federation import Ended, LossyChannel, federate
-from tests.support.quadratic import PlainSite, QuadraticTrainer, job_of, problems, silo_makers
+from tests.support.quadratic import Drawing, PlainSite, QuadraticTrainer, job_of, problems, silo_makers
 
 NAMES = ("s0", "s1", "s2", "s3")
 SUMS: list[dict[str, Any]] = [
@@ -23,15 +22,6 @@ SUMS: list[dict[str, Any]] = [
     {"name": "two_aggregator_sum", "second": "s1"},
 ]
 ASYNC = {"mode": "async", "buffer": 3, "max_staleness": 2}
-
-
-class Drawing(QuadraticTrainer):
-    """Each draw moves its update a little, as another order of batches does."""
-
-    def train(self, order: Order) -> Trained:
-        trained = super().train(order)
-        trained.parts["delta"][:] += np.float32(1e-3 * order.draw)
-        return trained
 
 
 def silos(folder: Path, make: type[QuadraticTrainer] = Drawing) -> Mapping[str, Any]:

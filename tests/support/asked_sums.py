@@ -122,7 +122,7 @@ class AskedSums:
     def opened(self, header: SumHeader, without: Collection[str] = ()) -> Any:
         """The coordinates of the sum, as signed numbers; some silos' packets are said to be lost."""
         assert self.job.sums is not None
-        found: Opened = self._follow(self.job.sums.open(header, ("all",)), header, without)
+        found: Opened = self._follow(self.job.sums.open(header), header, without)
         return found.total.view(np.int16 if header.ring == "uint16" else np.int32).astype(np.int64)
 
     def figures(self, header: SumHeader, without: Collection[str] = ()) -> Any:
@@ -171,6 +171,4 @@ class AskedSums:
         there = [silo for silo in step.silos if step.step != "seal" or silo not in without]
         rows = [self.silos[silo].handle(Fetch(**about, start=0, stop=size)) for silo in there]
         answers.lost = {silo: "lost" for silo in step.silos if silo not in there}
-        answers.total = self.job.sums.add(
-            [row.packet["values"] for row in rows if isinstance(row, Piece)], None
-        )
+        answers.total = self.job.sums.add([row.packet["values"] for row in rows if isinstance(row, Piece)])

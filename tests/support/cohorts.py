@@ -110,7 +110,7 @@ class Cohort:
         self.follow(self.combine.set_up(self.silos, number))
 
     def open(self, header: SumHeader) -> Any:
-        return self.follow(self.combine.open(header, None), header.tag)
+        return self.follow(self.combine.open(header), header.tag)
 
     def _asked(self, questions: Questions) -> Answers:
         self.steps.append(questions.step)
@@ -132,7 +132,7 @@ class Cohort:
     def _gathered(self, gather: Gather, tag: bytes) -> Answers:
         gone = [silo for silo in gather.silos if silo in self.lost.get("gather", ())]
         rows = [self.packets[tag, silo, gather.step] for silo in gather.silos if silo not in gone]
-        return Answers(lost=dict.fromkeys(gone, "gone"), total=self.combine.add(rows, None))
+        return Answers(lost=dict.fromkeys(gone, "gone"), total=self.combine.add(rows))
 
 
 def ring_vectors(num: int, size: int, ring: str, seed: int, most: int = 1 << 10) -> dict[str, Any]:

@@ -165,6 +165,15 @@ class QuadraticTrainer:
         )
 
 
+class Drawing(QuadraticTrainer):
+    """Each draw moves its update a little, as another order of batches does."""
+
+    def train(self, order: Order) -> Trained:
+        trained = super().train(order)
+        trained.parts["delta"][:] += np.float32(1e-3 * order.draw)
+        return trained
+
+
 @dataclass
 class PlainSite:
     """A site whose policy allows everything, unless ``refusal`` says why not."""

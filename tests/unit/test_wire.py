@@ -472,6 +472,7 @@ REPLIES: tuple[m.Reply, ...] = (
         m.Refused(silo="a", code=code, reason="because\n\x1b[31m \u20ac")  # type: ignore[arg-type]
         for code in ("policy", "data", "fenced", "unknown", "cancelled", "job", "busy", "failed")
     ),
+    m.Refused(silo="a", code="policy", reason="the key of b", of="b"),
 )
 
 

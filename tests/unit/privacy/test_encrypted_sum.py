@@ -134,7 +134,7 @@ class Sum:
         return [self.cohort.packets[self.header.tag, silo, "seal"] for silo in silos or self.header.silos]
 
     def total(self, silos: Any = None) -> Any:
-        return self.cohort.combine.add(self.packets(silos), None)
+        return self.cohort.combine.add(self.packets(silos))
 
     def agree(self, silos: Any = None, survivors: Any = None) -> dict[str, Any]:
         survivors = sorted(survivors or self.header.silos)
@@ -439,7 +439,7 @@ def test_a_packet_that_is_none_is_named(cohort: Cohort) -> None:
     packets = mine.packets()
     packets[3] = np.zeros_like(packets[3])
     with pytest.raises(UnfitPacket, match="no ciphertext") as unfit:
-        cohort.combine.add(packets, None)
+        cohort.combine.add(packets)
     assert unfit.value.index == 3
     assert isinstance(unfit.value.__cause__, NoCiphertext)
 
