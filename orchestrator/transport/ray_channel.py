@@ -97,12 +97,12 @@ class RayChannel:
         actor: Any = self._actors.get(silo) or await asyncio.to_thread(self._actor, silo)
         try:
             reply: Reply = await self._sent(actor, silo, request)
+            if isinstance(reply, Joined):
+                self._node[silo] = (await actor.place.remote())[0]
         except _LOST as error:
             raise SiloLost(silo, _why(error)) from None
         except RayTaskError as error:
             return Refused(silo=silo, code="failed", reason=str(error).strip().splitlines()[-1])
-        if isinstance(reply, Joined):
-            self._node[silo] = (await actor.place.remote())[0]
         return reply
 
     def _sent(self, actor: Any, silo: SiloId, request: Request) -> Any:

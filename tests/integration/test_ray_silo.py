@@ -1,6 +1,7 @@
 """A silo's process on a node of its own, which serves one run after another and may come after a run has begun."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from orchestrator.core.errors import SiloLost
 from orchestrator.core.messages import Join, Joined, Leave, Refused, Reply
 from orchestrator.job import Job
 from tests.support.nodes import Nodes
+from tests.support.quadratic import job_of, problems, silo_makers, sites
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +88,28 @@ def test_a_silo_whose_node_comes_late_has_its_gpu(ray_here: Any, tmp_path: Path)
             end()
 
     asyncio.run(run())
+
+
+def test_a_silo_that_dies_when_it_has_just_joined_is_lost(ray_here: Any, tmp_path: Path) -> None:
+    """And is asked again: a run would wait for it for ever."""
+    from orchestrator.transport.ray_channel import RayChannel
+    from tests.support.made_actors import made_actor
+
+    class Dying(made_actor(silo_makers(sites(problems(1), tmp_path)))):  # type: ignore[misc]
+        def place(self) -> Any:
+            os._exit(1)
+
+    job = job_of(["s0"])
+    silos = RayChannel("dying", ("s0",), {"s0": ""}, actor=Dying)
+    try:
+        with pytest.raises(SiloLost):
+            asyncio.run(
+                silos.call(
+                    "s0", Join(run_id="dying", epoch=1, job=job.model_dump_json(), job_digest=job.digest)
+                )
+            )
+    finally:
+        silos.close()
 
 
 def end() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.core.events import SiloDown
 from orchestrator.core.messages import Fetch, Reply, Request
 from orchestrator.transport.local import LocalChannel
 from tests.support.federation import Ended, LossyChannel, federate
@@ -83,12 +84,10 @@ def test_for_any_number_of_silos(tmp_path: Path, num: int) -> None:
 
 
 @pytest.mark.parametrize("kind", SEALED)
-@pytest.mark.parametrize("request_", ["Ask", "Fetch"])
+@pytest.mark.parametrize("request_", ["seal", "Fetch"])
 def test_who_is_lost_on_the_way_is_left_out(tmp_path: Path, kind: str, request_: str) -> None:
     """Before the packet is fetched, or while it is: the sum of the others is that of a plain sum without the silo."""
-    asks = 3 if kind == "encrypted_sum" else 2  # the set-up's; the next one is to seal
-    nth = asks + 1 if request_ == "Ask" else 1
-    ended = run(tmp_path / kind, kind, 5, 1, {("s3", request_, nth): "before"}, {"min_updates": 4})
+    ended = run(tmp_path / kind, kind, 5, 1, {("s3", request_, 1): "before"}, {"min_updates": 4})
     plain = run(
         tmp_path / "plain", "fixed_point_sum", 5, 1, {("s3", request_, 1): "before"}, {"min_updates": 4}
     )
@@ -97,11 +96,12 @@ def test_who_is_lost_on_the_way_is_left_out(tmp_path: Path, kind: str, request_:
     assert same_bits({"fixed_point_sum": plain, kind: ended})
 
 
-@pytest.mark.parametrize("step", [4, 5])
-def test_a_silo_lost_after_its_upload_is_still_in_the_sum(tmp_path: Path, step: int) -> None:
-    """Encrypted: whoever is left agrees and decrypts."""
+@pytest.mark.parametrize(("silo", "step"), [("s3", "agree"), ("s0", "decrypt")])
+def test_a_silo_lost_after_its_upload_is_still_in_the_sum(tmp_path: Path, silo: str, step: str) -> None:
+    """Encrypted: whoever is left agrees and decrypts. A short sum is one stretch, which the first silo is given."""
     whole = run(tmp_path / "whole", "encrypted_sum", 5, 1)
-    ended = run(tmp_path / "lost", "encrypted_sum", 5, 1, {("s3", "Ask", step + 1): "before"})
+    ended = run(tmp_path / "lost", "encrypted_sum", 5, 1, {(silo, step, 1): "before"})
+    assert [down.silo for down in ended.of(SiloDown)] == [silo]
     assert ended.digest == whole.digest and not ended.rounds[0].sealed.left_out
 
 
@@ -129,7 +129,7 @@ def test_buffered_rounds(tmp_path: Path) -> None:
 
 def test_the_second_aggregator_is_in_every_round(tmp_path: Path) -> None:
     """It cannot be left out: where it is lost the sum fails, and begins anew with its next process."""
-    ended = run(tmp_path, "two_aggregator_sum", 5, 2, {("s1", "Ask", 4): "before"}, {"min_updates": 3})
+    ended = run(tmp_path, "two_aggregator_sum", 5, 2, {("s1", "reveal", 1): "before"}, {"min_updates": 3})
     assert ended.outcome.exit_code == 0
     assert all("s1" in names for names in ended.contributors)
     names, rounds = ["s0", "s1", "s2", "s3"], {"min_updates": 3}
@@ -201,7 +201,7 @@ def test_the_second_aggregator_keeps_what_it_reveals_of_every_group(tmp_path: Pa
 
 def test_a_group_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     rounds = {"min_updates": 9}
-    losses = {("s3", "Ask", 3): "before"}
+    losses = {("s3", "seal", 1): "before"}
     groups = {"groups": {"size": 3, "rule": "median"}}
     ended = run(tmp_path, "secure_sum", 12, 2, losses, rounds, mode="passive", **groups)
     assert ended.outcome.exit_code == 0

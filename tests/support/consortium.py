@@ -31,8 +31,14 @@ class Consortium:
         return Credentials.load(self.folder / name)
 
     @contextmanager
-    def channel(self, patience_s: float = 60.0, port: int = 0, **options: Any) -> Iterator[FlightChannel]:
-        channel = FlightChannel(self.silos, self.of("driver"), ("127.0.0.1", port), patience_s, **options)
+    def channel(
+        self,
+        patience_s: float = 60.0,
+        port: int = 0,
+        kind: type[FlightChannel] = FlightChannel,
+        **options: Any,
+    ) -> Iterator[FlightChannel]:
+        channel = kind(self.silos, self.of("driver"), ("127.0.0.1", port), patience_s, **options)
         try:
             yield channel
         finally:

@@ -15,7 +15,7 @@ from orchestrator.at_rest import store_key
 from orchestrator.core import events
 from orchestrator.core.errors import SiloLost
 from orchestrator.core.events import Event
-from orchestrator.core.messages import Refused, Reply, Request, Train, Update
+from orchestrator.core.messages import Ask, Refused, Reply, Request, Train, Update
 from orchestrator.driver import Driver
 from orchestrator.ending import Outcome
 from orchestrator.job import Job
@@ -25,6 +25,8 @@ from orchestrator.transport.local import Handles, LocalChannel
 from tests.support.quadratic import PlainSite, Quadratic, silo_makers, sites
 
 Makers = Mapping[str, Callable[[], Handles]]
+Losses = Mapping[tuple[str, str, int], str]
+"""(silo, name of the request's class or step of a sum, which one from 1) -> ``before``, ``after`` or ``reply``."""
 
 
 @dataclass(repr=False)
@@ -153,23 +155,23 @@ class Absent:
         return self.silo.handle(request)
 
 
-class LossyChannel(LocalChannel):
-    """Counts requests, and loses silos: the nth request of a kind to a silo ends that silo's process, before or after
-    it worked."""
+class Losing:
+    """Beside any channel: counts requests, and loses silos. The nth request of a kind to a silo ends that silo's
+    process, before or after it worked."""
 
-    def __init__(
-        self, start: Makers, losses: Mapping[tuple[str, str, int], str] = MappingProxyType({})
-    ) -> None:
-        super().__init__(start)
+    def __init__(self, *given: Any, losses: Losses = MappingProxyType({}), **named: Any) -> None:
+        super().__init__(*given, **named)
         self.losses = losses
-        """(silo, name of the request's class, which one from 1) -> ``before``, ``after`` or ``reply``."""
         self.asked: Counter[tuple[str, str]] = Counter()
         self.lost = 0
 
-    async def call(self, silo: str, request: Request) -> Reply:
-        kind = silo, type(request).__name__
-        self.asked[kind] += 1
-        how = self.losses.get((*kind, self.asked[kind]))
+    async def call(self: Any, silo: str, request: Request) -> Reply:
+        kinds = [(silo, type(request).__name__)]
+        if isinstance(request, Ask):
+            kinds.append((silo, request.step))
+        self.asked.update(kinds)
+        planted = (self.losses.get((*kind, self.asked[kind])) for kind in kinds)
+        how = next(filter(None, planted), None)
         if how is None:
             return await super().call(silo, request)
         self.lost += 1
@@ -178,6 +180,13 @@ class LossyChannel(LocalChannel):
         if how != "reply":
             await self.restart(silo)
         raise SiloLost(silo, f"planted: {how}")
+
+
+class LossyChannel(Losing, LocalChannel):
+    """In this process."""
+
+    def __init__(self, start: Makers, losses: Losses = MappingProxyType({})) -> None:
+        super().__init__(start, losses=losses)
 
 
 def bent(site_of: dict[str, PlainSite], silo: str, bend: Mapping[int, Callable[[Update], Reply]]) -> Makers:
