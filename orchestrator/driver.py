@@ -162,8 +162,8 @@ class Driver:
 
     async def _next(self, timeout_s: float) -> None:
         """Take what has arrived, or return after ``timeout_s`` seconds."""
-        if self.enrolment.unrecorded is not None:
-            raise self.enrolment.unrecorded
+        if self.enrolment.error is not None:
+            raise self.enrolment.error
         try:
             arrival = await asyncio.wait_for(self._inbox.get(), timeout_s)
         except TimeoutError:

@@ -59,8 +59,9 @@ class Enrolment:
     """What the job starts from; every silo that joins is given it."""
     planned: Mapping[str, float] = field(default_factory=dict)
     """What the whole job costs each silo that trains, as far as the driver can say."""
-    unrecorded: Exception | None = None
-    """Why the journal did not take what a silo answered."""
+    error: Exception | None = None
+    """What went wrong in a task, of which the driver does not hear by itself: the journal did not take what a silo
+    answered, say."""
     _published: "asyncio.Task[Any] | None" = None
     """The part of it that fits the job's model, for the channel."""
     _fitting: Fitting | None = None
@@ -119,6 +120,8 @@ class Enrolment:
         try:
             reply = await self._ask_until_answered(silo)
             self._settle(silo, reply)
+        except Exception as error:
+            self.error = error
         finally:
             del self._tasks[silo]
         self.changed(silo)
@@ -180,7 +183,7 @@ class Enrolment:
         self.absent(silo, reason)
         if (silo, reason) not in self._told:
             self._told.add((silo, reason))
-            self._record(SiloBusy(silo=silo, reason=reason))
+            self.emit(SiloBusy(silo=silo, reason=reason))
 
     @property
     def _limit_s(self) -> float:
@@ -206,19 +209,12 @@ class Enrolment:
         self.joined[silo] = reply
         self.fingerprints.setdefault(silo, reply.fingerprint)
         self.keys.setdefault(silo, reply.key)
-        self._record(_event(reply, self.planned if silo in self.job.training else {}))
-
-    def _record(self, event: Event) -> None:
-        """No task's error reaches the driver by itself."""
-        try:
-            self.emit(event)
-        except Exception as error:
-            self.unrecorded = error
+        self.emit(_event(reply, self.planned if silo in self.job.training else {}))
 
     def _decline(self, silo: SiloId, reply: Refused) -> None:
         self.declined[silo] = reply
         self.refused(silo, reply)
-        self._record(SiloDeclined(silo=silo, code=reply.code, reason=reply.reason))
+        self.emit(SiloDeclined(silo=silo, code=reply.code, reason=reply.reason))
 
     def _checked(self, silo: SiloId, reply: Joined) -> Joined | Refused:
         if reply.silo != silo:

@@ -110,3 +110,19 @@ def test_only_time_without_a_promise_counts(tmp_path: Path) -> None:
     assert told == [(silos, plain, 10.0), (silos, later, None), (silos, plain, 10.0)], (
         "who is not awaited is no matter"
     )
+
+
+class Broken(LocalChannel):
+    """Fails in a way of its own where s1 is to join."""
+
+    async def call(self, silo: str, request: Request) -> Reply:
+        if silo == "s1" and isinstance(request, Join):
+            raise RuntimeError("planted in the channel")
+        return await super().call(silo, request)
+
+
+def test_a_channel_that_fails_in_its_own_way_ends_the_run(tmp_path: Path) -> None:
+    """It would be waited for without end: nobody would look for the silo any more."""
+    job = job_of(problems(), total=3, required_silos=["s1"])
+    with pytest.raises(RuntimeError, match="planted in the channel"):
+        federate(job, silo_makers(sites(problems(), tmp_path / "silos")), tmp_path, channel=Broken)

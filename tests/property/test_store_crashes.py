@@ -399,5 +399,5 @@ def test_planted_bugs_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     PLANTED[name](monkeypatch)
     with pytest.raises((AssertionError, NothingUsable, JournalDamaged)):
         run_state_machine_as_test(
-            StoreMachine, settings=settings(QUICK, max_examples=2000, phases=[Phase.generate])
+            StoreMachine, settings=settings(QUICK, max_examples=20_000, phases=[Phase.generate])
         )
