@@ -33,9 +33,11 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, s
     folder = tmp_path_factory.mktemp("mlflow")
     record(folder / "run", LAST)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    follower = Follower(folder / "run", uri)
-    while not follower.done:
-        follower.step()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)  # MLflow sets it; processes of later tests would inherit it
+        follower = Follower(folder / "run", uri)
+        while not follower.done:
+            follower.step()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
