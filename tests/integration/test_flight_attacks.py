@@ -438,7 +438,10 @@ def test_a_silo_cannot_touch_what_was_asked_of_another() -> None:
         s0.take_line_of(live.agents["s0"])
         id = s0.asked()["id"]
         s1.take_line_of(live.agents["s1"])
-        refusal = {"kind": "Refused", "text": json.dumps({"silo": "s0", "code": "policy", "reason": "no"})}
+        refusal = {
+            "kind": "Refused",
+            "text": json.dumps({"silo": "s0", "code": "policy", "reason": "no", "of": ""}),
+        }
         for kind, content in (
             ("reply", refusal),
             ("part", {"start": 0}),
@@ -450,7 +453,7 @@ def test_a_silo_cannot_touch_what_was_asked_of_another() -> None:
 
 
 def test_a_silo_that_answers_in_the_name_of_another_is_refused() -> None:
-    text = json.dumps({"silo": "s1", "code": "policy", "reason": "not today"})
+    text = json.dumps({"silo": "s1", "code": "policy", "reason": "not today", "of": ""})
     with running(job(rounds={"min_updates": 2})) as live:
         assert hijacked(live, lambda _: ("reply", {"kind": "Refused", "text": text}, {})) == "identity"
         assert_as_if_absent(live, "identity")
@@ -518,7 +521,7 @@ def test_an_answer_to_another_run_or_to_an_older_driver_is_refused_and_the_right
         s0 = Member(live, "s0")
         s0.take_line_of(live.agents["s0"])
         id = s0.asked()["id"]
-        text = json.dumps({"silo": "s0", "code": "policy", "reason": "not today"})
+        text = json.dumps({"silo": "s0", "code": "policy", "reason": "not today", "of": ""})
         content = {"request": id, "kind": "Refused", "text": text}
         for old in ({"epoch": 0}, {"epoch": 2}, {"epoch": -1}, {"run_id": "another"}, {"run_id": ""}):
             assert s0.refused(s0.frame("reply", content, **old)) == "epoch"
