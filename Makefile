@@ -17,21 +17,18 @@ test: .venv/.installed
 	wait $$property; property=$$?; wait $$unit; unit=$$?; \
 	cat $$logs/property $$logs/unit; rm -r $$logs; exit $$((unit || property || rest))
 
-# Three lines of like length: tests on hosts and with submitted jobs, which mostly wait; parts, and those whole runs that
-# need no Ray in pytest's own process; all other whole runs, which start Ray and servers.
+# Two lines of like length: whole runs, which start Ray and servers; and tests on hosts, which mostly wait, parts, and
+# those whole runs that need no Ray in pytest's own process.
 WHOLE = tests/browser tests/contract tests/integration
-WAITING = tests/integration/test_ray_submit.py
 APART = $(patsubst %,tests/integration/test_%.py,ai4i breaching disk_full dp_digits dp_heart dp_membership fashion_curve \
 	fashion_fixture flamby_local runs_on_s3 sealed_sums tracking_faults)
 SLOW = $(BIN)/pytest -m "slow and not long and not hosts" --durations=25
 test-slow: .venv/.installed
-	logs=$$(mktemp -d); ( $(BIN)/pytest -m hosts --durations=10; hosts=$$?; \
-	$(SLOW) $(WAITING); exit $$(($$? || hosts)) ) > $$logs/waiting 2>&1 & waiting=$$!; \
-	( $(SLOW) tests $(WHOLE:%=--ignore %); parts=$$?; \
-	$(SLOW) $(APART); exit $$(($$? || parts)) ) > $$logs/parts 2>&1 & parts=$$!; \
-	$(SLOW) $(WHOLE) $(patsubst %,--ignore %,$(APART) $(WAITING)); whole=$$?; \
-	wait $$parts; parts=$$?; wait $$waiting; waiting=$$?; \
-	cat $$logs/parts $$logs/waiting; rm -r $$logs; exit $$((waiting || parts || whole))
+	log=$$(mktemp); ( $(BIN)/pytest -m hosts --durations=10; hosts=$$?; \
+	$(SLOW) tests $(WHOLE:%=--ignore %); parts=$$?; $(SLOW) $(APART); exit $$(($$? || parts || hosts)) \
+	) > $$log 2>&1 & others=$$!; \
+	$(SLOW) $(WHOLE) $(APART:%=--ignore %); whole=$$?; \
+	wait $$others; others=$$?; cat $$log; rm $$log; exit $$((others || whole))
 
 test-long: .venv/.installed
 	$(BIN)/pytest -m long

@@ -84,14 +84,13 @@ def left_out(ended: Ended, silo: str, why: str) -> bool:
     return all(why in each.reason for each in told)
 
 
-@pytest.mark.parametrize("kind", SEALED)
 @pytest.mark.parametrize(
-    "field, change, why",
+    "kind, field, change, why",
     [
-        ("key", flipped, "not signed by s3"),
-        ("signature", flipped, "not signed by s3"),
-        ("key", lambda _: 7, "no base64 text"),
-        ("identity", lambda _: None, "no base64 text"),
+        ("secure_sum", "key", flipped, "not signed by s3"),
+        ("two_aggregator_sum", "signature", flipped, "not signed by s3"),
+        ("encrypted_sum", "key", lambda _: 7, "no base64 text"),
+        ("secure_sum", "identity", lambda _: None, "no base64 text"),
     ],
 )
 def test_a_silo_that_shows_a_bad_key(

@@ -190,7 +190,7 @@ def test_a_stopped_job_leaves_a_run_that_a_later_shell_goes_on_with(
     shell: Shell, jobs: Any, undisturbed: str, tmp_path: Path
 ) -> None:
     """`ray job stop` ends the round; `siloray resume` needs neither this folder nor the job file."""
-    write_job(shell.folder, pause_s=0.15)
+    write_job(shell.folder, pause_s=0.4)
     submitted = shell.submit()
     submitted.until("round 2/")
     followed = shell.submit("--wait")
