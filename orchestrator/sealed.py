@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from orchestrator.attempt import Attempt
-from orchestrator.core.messages import (
-    CohortInfo,
-    Evaluated,
-    SiloId,
-    Update,
-)
+from orchestrator.core.messages import CohortInfo, Evaluated, SiloId, Update
 from orchestrator.core.metrics import MetricSums
 from orchestrator.core.vector import Layout, Vector
 from orchestrator.opened import OpenedSum, decoded
@@ -25,11 +20,7 @@ from orchestrator.pipeline import Combined
 from orchestrator.privacy.fixed_point import FIXED, metrics_of
 from orchestrator.privacy.ring_sum import RingSum
 from orchestrator.privacy.sealing import Member as SumMember
-from orchestrator.privacy.sealing import (
-    Opened,
-    SumFailed,
-    SumHeader,
-)
+from orchestrator.privacy.sealing import Opened, SumFailed, SumHeader
 from orchestrator.sum_members import members_of, newest, usual_shapes
 from orchestrator.sum_steps import SumSteps
 

@@ -4,14 +4,15 @@ import base64
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from orchestrator.core.events import SiloDown, UpdateRefused
+from orchestrator.core.events import SiloDown, UpdateRefused, VersionEvaluated
 from orchestrator.core.messages import Answer, Ask, Refused, Reply, Request
 from orchestrator.transport.local import LocalChannel
 from silos.identity import KEY
+from silos.metrics_rule import MetricsRule
 from tests.integration.test_sealed_sums import KINDS, SEALED, SUM
 from tests.support.federation import Ended, Makers, federate
 from tests.support.quadratic import Drawing, PlainSite, job_of, problems, silo_makers
@@ -28,6 +29,7 @@ def run(
     total: int = 2,
     run_id: str = "run",
     lr: float = 0.05,
+    metrics: Literal["open", "summed"] = "open",
     **sections: Any,
 ) -> Ended:
     """``bend`` changes answers to the steps of sums on their way to the driver."""
@@ -42,7 +44,10 @@ def run(
     job = job_of(NAMES, total, report={"silos": False}, rounds=rounds, combine=combine, **sections)
     made = problems(len(NAMES), lr=lr)
     makers: Makers = silo_makers(
-        {name: PlainSite(name, made[name], folder / "silos", Drawing) for name in NAMES}
+        {
+            name: PlainSite(name, made[name], folder / "silos", Drawing, metrics_rule=MetricsRule(metrics))
+            for name in NAMES
+        }
     )
     return federate(job, makers, folder, run_id=run_id, channel=Bending, limit_s=60.0)
 
@@ -152,9 +157,12 @@ def test_a_silo_that_hands_out_a_bad_key_of_ciphertexts(
 @pytest.mark.parametrize("kind", SEALED)
 def test_figures_in_sums_do_without_it_too(tmp_path: Path, kind: str) -> None:
     """The last version's, of which every silo is asked."""
-    ended = run(tmp_path, kind, bent("s3", "keys", signature=flipped), total=1)
+    bend = bent("s3", "keys", signature=flipped)
+    ended = run(tmp_path, kind, bend, total=1, metrics="summed")
     assert left_out(ended, "s3", "not signed")
-    assert {each.silo for each in ended.of(SiloDown)} <= {"s3"}
+    (last,) = ended.of(VersionEvaluated)
+    assert "loss" in last.evaluated.overall
+    assert [each.silo for each in ended.of(SiloDown)] == ["s3"]
 
 
 def accused(of: str, step: str, by: set[str]) -> Bend:

@@ -389,7 +389,7 @@ def a_full_disk_takes_the_last_checkpoint(patch: pytest.MonkeyPatch) -> None:
 
 
 _LONG = {"holes_are_taken_for_damage", "names_found_are_taken_for_durable"}
-"""Take the search longest to find: most of a minute, and up to ten seconds."""
+"""Take the search longest to find: seconds, or minutes, as the draws fall."""
 
 
 @pytest.mark.parametrize(
